@@ -1,0 +1,21 @@
+//! The sign-up event and the log that carries it; the only crate that speaks NATS.
+//!
+//! A connector appends a [`SignUpEvent`] and gets an answer once it is durable. A worker opens a
+//! [`Consumer`] and is given each event at least once. Subjects, acknowledgements, redelivery and
+//! the suppression of repeated calls are settled here; what an event means, and whether handling
+//! it twice does harm, is not.
+
+mod decision;
+mod event;
+mod fingerprint;
+mod log;
+mod signup;
+
+pub use decision::{Decision, Effect, Outcome, Reason};
+pub use event::{Kind, SignUpEvent, event_schema};
+pub use fingerprint::{Fingerprint, Person, PseudonymKey};
+pub use log::{
+    Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, EventLog,
+    Filter, LogError, Replay, Start, Stored, Undecodable,
+};
+pub use signup::{Claims, ConnectorName, Email, Identity, InvalidName, Protocol, SignUp, Step};
