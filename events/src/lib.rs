@@ -8,12 +8,14 @@
 mod decision;
 mod event;
 mod fingerprint;
+mod local;
 mod log;
 mod signup;
 
 pub use decision::{Decision, Effect, Outcome, Reason};
 pub use event::{Kind, SignUpEvent, event_schema};
 pub use fingerprint::{Fingerprint, Person, PseudonymKey};
+pub use local::{LocalLog, LocalLogConfig, Retention};
 pub use log::{
     Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, EventLog,
     Filter, LogError, Replay, Start, Stored, Undecodable,
