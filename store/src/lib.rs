@@ -1,1 +1,29 @@
-//! To be written.
+//! Everything that is SQL to the business data: people, sign-ups, grants, notifications, attempts
+//! and dead letters, in SQLite (embedded) or PostgreSQL (scaled out).
+//!
+//! An effect and the note that a worker has dealt with an event (its inbox row) are written in one
+//! transaction, so an event that is delivered again changes nothing; and a late older event never
+//! overwrites what a newer one wrote. Whether to try again is left to the caller, who learns from
+//! [`StoreError`] whether it can help.
+
+mod attempts;
+mod dead_letters;
+mod effects;
+mod error;
+mod grants;
+mod inbox;
+mod migrations;
+mod notifications;
+mod people;
+mod store;
+
+pub use attempts::{FailedAttempt, Failures};
+pub use dead_letters::DeadLetter;
+pub use effects::Effects;
+pub use error::{Cause, StoreError};
+pub use grants::{Grant, NewGrant};
+pub use inbox::Done;
+pub use migrations::Migration;
+pub use notifications::Begun;
+pub use people::PersonRecord;
+pub use store::{Store, StoreOptions, StoreUrl};
