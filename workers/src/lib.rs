@@ -1,1 +1,19 @@
-//! To be written.
+//! The worker runtime and the built-in workers: notify, database, permissions.
+//!
+//! A worker is a named consumer of the log with one effect. The runtime takes events from the
+//! log, keeps the order of each person, retries, parks and drains; a worker only says what its
+//! effect is, and whether a failure may pass. How events travel is left to the log, and what is
+//! kept is left to the store.
+
+mod claims;
+mod metrics;
+mod notify;
+mod permissions;
+mod runtime;
+
+pub use metrics::WorkerMetrics;
+pub use notify::{
+    ChannelKind, ChannelSettings, MailLogin, MailTls, NotifySettings, Recipient, WebhookFormat,
+};
+pub use permissions::{GrantRule, PermissionsSettings, RuleError};
+pub use runtime::{Cause, HandleError, RetryPolicy, Task, Worker, WorkerSettings, consumer_spec};
