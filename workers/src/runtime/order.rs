@@ -1,21 +1,24 @@
 //! One person at a time: who waits for whom.
 //!
-//! Events of one person take turns in the order in which they came; everyone else overtakes. The
-//! book-keeping is done by the loop alone, so it needs no lock; the waiting is done by the task
-//! that holds a [`Turn`].
+//! Events of one person take turns in the order in which they came; everyone else overtakes.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::sync::oneshot;
 use vestibule_events::Person;
 
 /// The queues of all persons with an event in hand.
 #[derive(Debug)]
-pub(crate) struct Order {
-    lanes: HashMap<Person, Lane>,
+pub(super) struct Order {
+    lanes: Arc<Mutex<Lanes>>,
     /// So many of one person may be in hand; more would let one person fill the whole worker.
     each: usize,
 }
+
+type Lanes = HashMap<Person, Lane>;
 
 #[derive(Debug)]
 struct Lane {
@@ -27,14 +30,41 @@ struct Lane {
 /// A place in the queue of a person. Dropping it lets the next one go on, so neither a panic nor an
 /// abort can block a person.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(super) struct Turn {
+    person: Person,
+    lanes: Arc<Mutex<Lanes>>,
     before: Option<oneshot::Receiver<()>>,
     _done: oneshot::Sender<()>,
 }
 
+impl Order {
+    pub(super) fn new(each: usize) -> Self {
+        Self { lanes: Arc::default(), each }
+    }
+
+    /// The next place behind this person's earlier events, or `None` if too many wait already.
+    pub(super) fn enter(&self, person: &Person) -> Option<Turn> {
+        let (done, last) = oneshot::channel();
+        let mut lanes = lock(&self.lanes);
+        let before = match lanes.get_mut(person) {
+            None => {
+                lanes.insert(person.clone(), Lane { last, in_hand: 1 });
+                None
+            }
+            Some(lane) if lane.in_hand >= self.each => return None,
+            Some(lane) => {
+                lane.in_hand += 1;
+                Some(std::mem::replace(&mut lane.last, last))
+            }
+        };
+        let lanes = self.lanes.clone();
+        Some(Turn { person: person.clone(), lanes, before, _done: done })
+    }
+}
+
 impl Turn {
     /// Waits until the earlier events of this person have been dealt with.
-    pub(crate) async fn comes(&mut self) {
+    pub(super) async fn comes(&mut self) {
         if let Some(before) = &mut self.before {
             // The sender never sends; that it is gone is the message.
             let _ = before.await;
@@ -43,34 +73,21 @@ impl Turn {
     }
 }
 
-impl Order {
-    pub(crate) fn new(each: usize) -> Self {
-        Self { lanes: HashMap::new(), each }
-    }
-
-    /// The next place behind this person's earlier events, or `None` if too many wait already.
-    pub(crate) fn enter(&mut self, person: &Person) -> Option<Turn> {
-        let (done, last) = oneshot::channel();
-        let Some(lane) = self.lanes.get_mut(person) else {
-            self.lanes.insert(person.clone(), Lane { last, in_hand: 1 });
-            return Some(Turn { before: None, _done: done });
-        };
-        if lane.in_hand >= self.each {
-            return None;
-        }
-        lane.in_hand += 1;
-        Some(Turn { before: Some(std::mem::replace(&mut lane.last, last)), _done: done })
-    }
-
-    /// To be called once for each turn that was taken and has ended.
-    pub(crate) fn leave(&mut self, person: &Person) {
-        if let Some(lane) = self.lanes.get_mut(person) {
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut lanes = lock(&self.lanes);
+        if let Some(lane) = lanes.get_mut(&self.person) {
             lane.in_hand -= 1;
             if lane.in_hand == 0 {
-                self.lanes.remove(person);
+                lanes.remove(&self.person);
             }
         }
     }
+}
+
+fn lock(lanes: &Mutex<Lanes>) -> MutexGuard<'_, Lanes> {
+    // Nothing panics while it is held; and the map is whole between any two statements.
+    lanes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -85,7 +102,7 @@ mod tests {
 
     #[test]
     fn one_person_waits_and_others_overtake() {
-        let mut order = Order::new(8);
+        let order = Order::new(8);
         let mut first = order.enter(&person("a")).unwrap();
         let mut second = order.enter(&person("a")).unwrap();
         let mut third = order.enter(&person("a")).unwrap();
@@ -103,16 +120,14 @@ mod tests {
 
     #[test]
     fn one_person_cannot_fill_the_worker_and_leaves_nothing_behind() {
-        let mut order = Order::new(2);
-        let turns = [order.enter(&person("a")).unwrap(), order.enter(&person("a")).unwrap()];
+        let order = Order::new(2);
+        let first = order.enter(&person("a")).unwrap();
+        let second = order.enter(&person("a")).unwrap();
         assert!(order.enter(&person("a")).is_none());
         assert!(order.enter(&person("b")).is_some());
-        drop(turns);
-        order.leave(&person("a"));
-        assert!(order.enter(&person("a")).is_some());
-        order.leave(&person("a"));
-        order.leave(&person("a"));
-        order.leave(&person("b"));
-        assert!(order.lanes.is_empty());
+        drop(first);
+        let third = order.enter(&person("a")).unwrap();
+        drop((second, third));
+        assert!(lock(&order.lanes).is_empty());
     }
 }

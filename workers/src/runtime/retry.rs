@@ -3,7 +3,7 @@
 //! `backoff` is unmaintained, so nothing else may depend on it: should it have to go, it goes from
 //! this file. A policy is a value, and asking it changes nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backoff::{ExponentialBackoff, backoff::Backoff};
 
@@ -111,28 +111,29 @@ struct Pause {
 }
 
 /// Paces calls to something of ours that is down (the log, the store) and costs no tries.
+///
+/// The rest is about as long as the outage has lasted so far, so many calls that fail together count
+/// as one failure.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    failures: u32,
+    down_since: Option<Instant>,
 }
 
 impl Pace {
-    const POLICY: RetryPolicy = RetryPolicy {
-        initial: Duration::from_millis(250),
-        multiplier: 2.0,
-        max: Duration::from_secs(15),
-        jitter: 0.5,
-        tries: u32::MAX,
-        max_age: Duration::MAX,
-    };
+    const SHORTEST: Duration = Duration::from_millis(250);
+    const LONGEST: Duration = Duration::from_secs(15);
 
-    pub(crate) fn failed(&mut self) -> Duration {
-        self.failures = self.failures.saturating_add(1);
-        Self::POLICY.pause(self.failures).chosen
+    pub(crate) fn failed(&mut self, now: Instant) -> Duration {
+        let down_for = now.saturating_duration_since(*self.down_since.get_or_insert(now));
+        let rest = RetryPolicy {
+            initial: down_for.clamp(Self::SHORTEST, Self::LONGEST),
+            ..RetryPolicy::default()
+        };
+        rest.pause(1).chosen
     }
 
     pub(crate) fn succeeded(&mut self) {
-        self.failures = 0;
+        self.down_since = None;
     }
 }
 
@@ -187,12 +188,14 @@ mod tests {
 
     #[test]
     fn the_pace_slows_down_and_starts_anew() {
-        let mut pace = Pace::default();
-        let first = pace.failed();
-        let later = (0..20).map(|_| pace.failed()).next_back().unwrap();
-        assert!(later >= Duration::from_secs(15) && first < Duration::from_secs(1));
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let first = pace.failed(start);
+        let together = pace.failed(start);
+        let later = pace.failed(start + Duration::from_secs(3600));
+        assert!(first < Duration::from_secs(1) && together < Duration::from_secs(1));
+        assert!(later >= Pace::LONGEST && later <= Pace::LONGEST * 2);
         pace.succeeded();
-        assert!(pace.failed() < Duration::from_secs(1));
+        assert!(pace.failed(start + Duration::from_secs(3601)) < Duration::from_secs(1));
     }
 
     prop_compose! {
