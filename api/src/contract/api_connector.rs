@@ -1,0 +1,194 @@
+//! The API connector of Entra B2B self-service sign-up and of B2C user flows.
+//!
+//! A flat JSON object of claims comes in; one of three answers goes out. The documented examples
+//! contradict each other in a few names, so all spellings are read and one is kept.
+
+use std::fmt;
+
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use vestibule_events::{Claims, ConnectorName, Email, Identity, Outcome, Protocol, SignUp, Step};
+
+use super::Problem;
+
+/// An answer as it stands on the wire.
+///
+/// Members that are not known are kept when an answer is read, and written back.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Free text to the platform.
+    pub version: String,
+    /// The status code once more; only a validation error has it, as a number or as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Value>,
+    pub action: Action,
+    #[serde(default, rename = "userMessage", skip_serializing_if = "Option::is_none")]
+    pub user_message: Option<String>,
+    /// The claims of a `Continue`; in any answer that is read, whatever else it holds.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
+}
+
+/// What the platform is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    Continue,
+    ShowBlockPage,
+    ValidationError,
+}
+
+impl Answer {
+    /// Says a decision in this dialect. Only `before-create` has a form to show an error on;
+    /// elsewhere whoever is rejected sees a block page.
+    #[must_use]
+    pub fn new(version: &str, step: Step, outcome: &Outcome) -> Self {
+        let answer = |action, message: Option<&str>| Self {
+            version: version.to_owned(),
+            status: None,
+            action,
+            user_message: message.map(str::to_owned),
+            others: Map::new(),
+        };
+        match outcome {
+            Outcome::Continue { claims } => {
+                Self { others: claims.clone(), ..answer(Action::Continue, None) }
+            }
+            // The dialect has no word for the field that is meant.
+            Outcome::Reject { message, field: _ } if step == Step::BeforeCreate => Self {
+                status: Some(StatusCode::BAD_REQUEST.as_u16().into()),
+                ..answer(Action::ValidationError, Some(message))
+            },
+            Outcome::Reject { message, .. } | Outcome::Block { message } => {
+                answer(Action::ShowBlockPage, Some(message))
+            }
+        }
+    }
+
+    /// The HTTP status that belongs to it; the platform refuses an answer where they disagree.
+    #[must_use]
+    pub fn http_status(&self) -> StatusCode {
+        match self.action {
+            Action::Continue | Action::ShowBlockPage => StatusCode::OK,
+            Action::ValidationError => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Leaves claims out: they are personal data.
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Answer({:?})", self.action)
+    }
+}
+
+/// A call, read.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) sign_up: SignUp,
+    /// The body names another step than the URL. The URL holds: somebody chose it, whereas the
+    /// documents do not even agree on what the body says.
+    pub(crate) contradicts_url: bool,
+}
+
+/// Reads a call to the URL of a step, or to the connector's own where the body says the step.
+pub(crate) fn parse(
+    connector: &ConnectorName,
+    url_step: Option<Step>,
+    body: &[u8],
+) -> Result<Call, Problem> {
+    let Value::Object(mut claims) = serde_json::from_slice(body).map_err(|_| Problem::NotJson)?
+    else {
+        return Err(Problem::NotAnObject);
+    };
+    let named = take_text(&mut claims, "step");
+    let body_step = named.as_deref().map(step_named);
+    let step = match (url_step, body_step) {
+        (Some(step), _) => step,
+        (None, Some(Some(step))) => step,
+        (None, Some(None)) => return Err(Problem::UnknownStep),
+        (None, None) => return Err(Problem::MissingStep),
+    };
+    use_one_surname(&mut claims);
+    Ok(Call {
+        contradicts_url: body_step.is_some_and(|named| named != Some(step)),
+        sign_up: SignUp {
+            connector: connector.clone(),
+            protocol: Protocol::ApiConnector,
+            step,
+            email: take_text(&mut claims, "email").map(Email::new),
+            identities: take_identities(&mut claims),
+            client: take_text(&mut claims, "client_id")
+                .or_else(|| take_text(&mut claims, "clientId")),
+            locale: take_text(&mut claims, "ui_locales"),
+            object_id: take_text(&mut claims, "objectId"),
+            correlation_id: None,
+            claims,
+        },
+    })
+}
+
+/// The token step has two names, on two pages of the same documentation.
+fn step_named(name: &str) -> Option<Step> {
+    const NAMES: [(&str, Step); 4] = [
+        ("PostFederationSignup", Step::AfterFederation),
+        ("PostAttributeCollection", Step::BeforeCreate),
+        ("PreTokenIssuance", Step::BeforeToken),
+        ("PreTokenApplicationClaims", Step::BeforeToken),
+    ];
+    NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name.trim())).map(|(_, step)| *step)
+}
+
+/// Takes a member that holds text; anything else stays among the claims, as does text without a
+/// single letter, which names nobody and nothing.
+fn take_text(claims: &mut Claims, name: &str) -> Option<String> {
+    match claims.get(name) {
+        Some(Value::String(text)) if !text.trim().is_empty() => {}
+        _ => return None,
+    }
+    match claims.remove(name) {
+        Some(Value::String(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// Calls the family name `surname`, whether it came as `lastName`, `surName` or `surname`.
+///
+/// Where it came twice, both stay as they are: nothing says which is right.
+fn use_one_surname(claims: &mut Claims) {
+    const NAME: &str = "surname";
+    if claims.contains_key(NAME) {
+        return;
+    }
+    let is_surname = |name: &str| name.eq_ignore_ascii_case(NAME) || name == "lastName";
+    let mut spellings = claims
+        .iter()
+        .filter(|(name, value)| value.is_string() && is_surname(name))
+        .map(|(name, _)| name.clone());
+    let (Some(spelling), None) = (spellings.next(), spellings.next()) else { return };
+    drop(spellings);
+    if let Some(surname) = claims.remove(&spelling) {
+        claims.insert(NAME.to_owned(), surname);
+    }
+}
+
+/// Takes the identities where every one of them has the three members; otherwise none, and they
+/// stay among the claims as they came.
+fn take_identities(claims: &mut Claims) -> Vec<Identity> {
+    let read = |value: &Value| {
+        let text = |name| value.get(name).and_then(Value::as_str).map(str::to_owned);
+        Some(Identity {
+            sign_in_type: text("signInType")?,
+            issuer: text("issuer")?,
+            issuer_assigned_id: text("issuerAssignedId")?,
+        })
+    };
+    let identities = claims
+        .get("identities")
+        .and_then(Value::as_array)
+        .and_then(|values| values.iter().map(read).collect::<Option<Vec<_>>>());
+    if identities.is_some() {
+        claims.remove("identities");
+    }
+    identities.unwrap_or_default()
+}

@@ -1,0 +1,97 @@
+//! What a connector is, as the configuration says it: values only, checked before they come here.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use vestibule_events::{ConnectorName, Protocol};
+
+use crate::{BasicCredential, Rules};
+
+/// One endpoint that a platform calls.
+#[derive(Debug)]
+pub struct ConnectorSettings {
+    pub name: ConnectorName,
+    pub protocol: Protocol,
+    /// All of them are valid, so that a password can be changed without an interruption. With none,
+    /// every call is turned away.
+    pub credentials: Vec<BasicCredential>,
+    pub rules: Rules,
+    /// Within so much time of its arrival every call has its answer.
+    pub deadline: Duration,
+    /// A longer body is refused.
+    pub body_bytes_max: usize,
+    pub on_storage_failure: OnStorageFailure,
+    /// The `version` that every answer carries; platforms treat it as free text.
+    pub version: String,
+    pub answer_after: AnswerAfter,
+}
+
+impl ConnectorSettings {
+    pub const DEADLINE: Duration = Duration::from_millis(800);
+    pub const BODY_BYTES_MAX: usize = 64 * 1024;
+    pub const VERSION: &'static str = "1.0.0";
+
+    /// The defaults, with no credentials and no rules.
+    #[must_use]
+    pub fn new(name: ConnectorName) -> Self {
+        Self {
+            name,
+            protocol: Protocol::ApiConnector,
+            credentials: Vec::new(),
+            rules: Rules::default(),
+            deadline: Self::DEADLINE,
+            body_bytes_max: Self::BODY_BYTES_MAX,
+            on_storage_failure: OnStorageFailure::default(),
+            version: Self::VERSION.to_owned(),
+            answer_after: AnswerAfter::default(),
+        }
+    }
+}
+
+/// What a person is told whose event could not be stored in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OnStorageFailure {
+    /// A block page with this message, which should ask to try again.
+    Refuse { message: String },
+    /// The decision stands and is answered without an event. Rules still hold: whoever they turn
+    /// away stays turned away.
+    LetThrough,
+}
+
+impl Default for OnStorageFailure {
+    fn default() -> Self {
+        Self::Refuse {
+            message: "We cannot take your sign-up at the moment. Please try again in a few \
+                      minutes."
+                .to_owned(),
+        }
+    }
+}
+
+/// What an answer waits for.
+#[derive(Clone, Default)]
+pub enum AnswerAfter {
+    /// The local log is synced to disk.
+    #[default]
+    Disk,
+    /// The stream has acknowledged the event as well: for hosts without a durable disk.
+    Stream(Arc<dyn Durable>),
+}
+
+impl fmt::Debug for AnswerAfter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disk => "Disk",
+            Self::Stream(_) => "Stream",
+        })
+    }
+}
+
+/// Knows how far the stream has acknowledged the local log.
+#[async_trait]
+pub trait Durable: Send + Sync + 'static {
+    /// Returns once the stream holds the event with this sequence of the local log.
+    ///
+    /// Waits for as long as it takes; the caller has a deadline and drops the future.
+    async fn durable(&self, sequence: u64);
+}
