@@ -5,7 +5,11 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{Store, StoreError};
+use crate::{
+    Store, StoreError,
+    session::{Session, execute, fetch_all, fetch_one},
+    text::{storable, storable_time},
+};
 
 /// One try of one worker at one event that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,13 +39,73 @@ impl Store {
         &self,
         attempt: &FailedAttempt,
     ) -> Result<Failures, StoreError> {
-        let _ = attempt;
-        unimplemented!()
+        let mut session = self.write().await?;
+        insert(&mut session, attempt).await?;
+        let (count, first_at): (i64, OffsetDateTime) = fetch_one!(
+            &mut session,
+            sqlx::query_as(
+                "SELECT count(*), (SELECT started_at FROM attempts
+                     WHERE worker = $1 AND event_id = $2 ORDER BY id LIMIT 1)
+                 FROM attempts WHERE worker = $1 AND event_id = $2"
+            )
+            .bind(&attempt.worker)
+            .bind(attempt.event_id)
+        )?;
+        session.commit().await?;
+        Ok(Failures { count: u32::try_from(count).unwrap_or(u32::MAX), first_at })
     }
 
     /// The failed attempts at an event, of all workers, in order.
     pub async fn attempts_of(&self, event_id: Uuid) -> Result<Vec<FailedAttempt>, StoreError> {
-        let _ = event_id;
-        unimplemented!()
+        let mut session = self.read().await?;
+        let rows: Vec<AttemptRow> = fetch_all!(
+            &mut session,
+            sqlx::query_as("SELECT * FROM attempts WHERE event_id = $1 ORDER BY id").bind(event_id)
+        )?;
+        Ok(rows.into_iter().map(FailedAttempt::from).collect())
     }
+}
+
+#[derive(sqlx::FromRow)]
+struct AttemptRow {
+    worker: String,
+    event_id: Uuid,
+    sequence: i64,
+    started_at: OffsetDateTime,
+    took_ms: i64,
+    cause_class: String,
+    error: String,
+}
+
+impl From<AttemptRow> for FailedAttempt {
+    fn from(row: AttemptRow) -> Self {
+        Self {
+            worker: row.worker,
+            event_id: row.event_id,
+            sequence: row.sequence.unsigned_abs(),
+            started_at: row.started_at,
+            took: Duration::from_millis(row.took_ms.unsigned_abs()),
+            cause_class: row.cause_class,
+            error: row.error,
+        }
+    }
+}
+
+async fn insert(session: &mut Session, attempt: &FailedAttempt) -> Result<(), StoreError> {
+    execute!(
+        session,
+        sqlx::query(
+            "INSERT INTO attempts (worker, event_id, sequence, started_at, took_ms, cause_class,
+                 error)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)"
+        )
+        .bind(&attempt.worker)
+        .bind(attempt.event_id)
+        .bind(i64::try_from(attempt.sequence).unwrap_or(i64::MAX))
+        .bind(storable_time(attempt.started_at))
+        .bind(i64::try_from(attempt.took.as_millis()).unwrap_or(i64::MAX))
+        .bind(&attempt.cause_class)
+        .bind(storable(&attempt.error))
+    )?;
+    Ok(())
 }

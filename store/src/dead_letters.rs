@@ -6,7 +6,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 use vestibule_events::Person;
 
-use crate::{Done, Store, StoreError};
+use crate::{
+    Done, Store, StoreError,
+    session::{execute, fetch_all},
+    text::{storable, storable_time},
+};
 
 /// An event that a worker has set aside, with why.
 ///
@@ -43,8 +47,26 @@ impl fmt::Debug for DeadLetter {
 impl Store {
     /// Keeps a dead letter, once per worker and event (or sequence, where there is no event).
     pub async fn park(&self, letter: &DeadLetter) -> Result<Done, StoreError> {
-        let _ = letter;
-        unimplemented!()
+        let mut session = self.write().await?;
+        let rows = execute!(
+            &mut session,
+            sqlx::query(
+                "INSERT INTO dead_letters (worker, event_id, person, sequence, payload,
+                     cause_class, error, parked_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                 ON CONFLICT DO NOTHING"
+            )
+            .bind(&letter.worker)
+            .bind(letter.event_id)
+            .bind(letter.person.as_ref().map(Person::as_str))
+            .bind(i64::try_from(letter.sequence).unwrap_or(i64::MAX))
+            .bind(&letter.payload)
+            .bind(&letter.cause_class)
+            .bind(storable(&letter.error))
+            .bind(storable_time(letter.parked_at))
+        )?;
+        session.commit().await?;
+        Ok(Done::from_rows(rows))
     }
 
     /// Dead letters of one worker or of all, the newest first.
@@ -53,7 +75,43 @@ impl Store {
         worker: Option<&str>,
         limit: u32,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        let _ = (worker, limit);
-        unimplemented!()
+        let mut session = self.read().await?;
+        let rows: Vec<DeadLetterRow> = fetch_all!(
+            &mut session,
+            sqlx::query_as(
+                "SELECT * FROM dead_letters WHERE $1 IS NULL OR worker = $1
+                 ORDER BY id DESC LIMIT $2"
+            )
+            .bind(worker)
+            .bind(i64::from(limit))
+        )?;
+        Ok(rows.into_iter().map(DeadLetter::from).collect())
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct DeadLetterRow {
+    worker: String,
+    event_id: Option<Uuid>,
+    person: Option<String>,
+    sequence: i64,
+    payload: Vec<u8>,
+    cause_class: String,
+    error: String,
+    parked_at: OffsetDateTime,
+}
+
+impl From<DeadLetterRow> for DeadLetter {
+    fn from(row: DeadLetterRow) -> Self {
+        Self {
+            worker: row.worker,
+            event_id: row.event_id,
+            person: row.person.map(Person::from_pseudonym),
+            sequence: row.sequence.unsigned_abs(),
+            payload: row.payload,
+            cause_class: row.cause_class,
+            error: row.error,
+            parked_at: row.parked_at,
+        }
     }
 }

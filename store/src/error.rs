@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-/// Why an operation failed. Nothing of it has happened, or (a lost connection during the commit)
-/// all of it; trying again is safe either way.
+use sqlx::error::DatabaseError;
+
+/// Why an operation failed. Nothing of it has happened, or (a connection lost during the commit)
+/// all of it; asking again is safe either way.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No connection, a lock, a timeout, a full disk: the same may go through later.
@@ -18,7 +20,22 @@ pub enum StoreError {
     Misconfigured(#[source] Cause),
 }
 
-/// What the database said, without the values it said it about.
+impl StoreError {
+    /// Whether waiting can help while nobody touches the data: everything but a refusal.
+    #[must_use]
+    pub const fn may_pass(&self) -> bool {
+        !matches!(self, Self::Refused(_))
+    }
+
+    #[must_use]
+    pub const fn cause(&self) -> &Cause {
+        match self {
+            Self::Unavailable(cause) | Self::Refused(cause) | Self::Misconfigured(cause) => cause,
+        }
+    }
+}
+
+/// What the database said, without the values it said it about: those are people's data.
 pub struct Cause(String);
 
 impl Cause {
@@ -40,3 +57,132 @@ impl fmt::Debug for Cause {
 }
 
 impl std::error::Error for Cause {}
+
+/// What an error code asks for; the variants are those of [`StoreError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Unavailable,
+    Refused,
+    Misconfigured,
+}
+
+impl Verdict {
+    fn with(self, what: impl Into<String>) -> StoreError {
+        let cause = Cause::new(what);
+        match self {
+            Self::Unavailable => StoreError::Unavailable(cause),
+            Self::Refused => StoreError::Refused(cause),
+            Self::Misconfigured => StoreError::Misconfigured(cause),
+        }
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(error) => from_database(error.as_ref()),
+            sqlx::Error::Io(error) => Verdict::Unavailable.with(error.to_string()),
+            sqlx::Error::PoolTimedOut => {
+                Verdict::Unavailable.with("no connection within the time limit")
+            }
+            // An answer cut short looks like a violation of the protocol.
+            sqlx::Error::Protocol(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::BeginFailed => Verdict::Unavailable.with("the connection was lost"),
+            sqlx::Error::Configuration(_) => {
+                Verdict::Misconfigured.with("the address of the database cannot be read")
+            }
+            // The source of a decoding error can quote the value.
+            sqlx::Error::ColumnDecode { index, .. } => {
+                Verdict::Misconfigured.with(format!("column {index} does not have its type"))
+            }
+            sqlx::Error::ColumnNotFound(column) => {
+                Verdict::Misconfigured.with(format!("there is no column {column}"))
+            }
+            _ => Verdict::Refused.with("the statement or its values do not fit the database"),
+        }
+    }
+}
+
+fn from_database(error: &(dyn DatabaseError + 'static)) -> StoreError {
+    if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
+        let code = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
+        // SQLite names tables and columns in its messages, never values.
+        return of_sqlite(code).with(format!("SQLite: {} ({code})", error.message()));
+    }
+    let state = error.code().unwrap_or_default();
+    // PostgreSQL quotes values in its messages and details; state and names are enough.
+    let mut what = format!("PostgreSQL: SQLSTATE {state}");
+    for name in [error.table(), error.constraint()].into_iter().flatten() {
+        what.push_str(", ");
+        what.push_str(name);
+    }
+    of_postgres(&state).with(what)
+}
+
+/// By the primary result code, which is the low byte of the extended one.
+fn of_sqlite(code: i32) -> Verdict {
+    match code & 0xff {
+        // ABORT, BUSY, LOCKED, NOMEM, READONLY, INTERRUPT, IOERR, FULL, CANTOPEN, PROTOCOL,
+        // SCHEMA: the surroundings.
+        4..=10 | 13..=15 | 17 => Verdict::Unavailable,
+        // TOOBIG, CONSTRAINT, MISMATCH, RANGE: the data.
+        18..=20 | 25 => Verdict::Refused,
+        // ERROR (no such table), PERM, CORRUPT, NOTADB and the rest: the file.
+        _ => Verdict::Misconfigured,
+    }
+}
+
+/// By the class of the SQLSTATE, which is its first two characters.
+fn of_postgres(state: &str) -> Verdict {
+    match state {
+        // A standby that was asked to write: a failover is on its way.
+        "25006" => Verdict::Unavailable,
+        _ => match state.get(..2).unwrap_or_default() {
+            // Data exception, constraint.
+            "22" | "23" => Verdict::Refused,
+            // Authorisation, catalogue, schema, syntax and privileges, configuration file.
+            "0P" | "28" | "3D" | "3F" | "42" | "F0" | "0A" => Verdict::Misconfigured,
+            // A program limit exceeded, e.g. an index row too long: the data.
+            "54" => Verdict::Refused,
+            // Connection, rollback, resources, object state, operator, system, and what we do
+            // not know: nothing is lost by trying again.
+            _ => Verdict::Unavailable,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_told_from_what_will_not() {
+        for state in [
+            "08006", "40001", "40P01", "53300", "55P03", "57014", "57P01", "57P03", "25006",
+            "XX000",
+        ] {
+            assert_eq!(of_postgres(state), Verdict::Unavailable, "{state}");
+        }
+        for state in ["22P02", "22021", "23505", "23503", "54000"] {
+            assert_eq!(of_postgres(state), Verdict::Refused, "{state}");
+        }
+        for state in ["28P01", "3D000", "42P01", "42501", "42601"] {
+            assert_eq!(of_postgres(state), Verdict::Misconfigured, "{state}");
+        }
+        // BUSY, BUSY_SNAPSHOT, IOERR_WRITE, FULL, READONLY, CANTOPEN.
+        for code in [5, 517, 778, 13, 8, 14] {
+            assert_eq!(of_sqlite(code), Verdict::Unavailable, "{code}");
+        }
+        // CONSTRAINT_UNIQUE, CONSTRAINT_CHECK, MISMATCH.
+        for code in [2067, 275, 20] {
+            assert_eq!(of_sqlite(code), Verdict::Refused, "{code}");
+        }
+        // ERROR, CORRUPT, NOTADB.
+        for code in [1, 11, 26] {
+            assert_eq!(of_sqlite(code), Verdict::Misconfigured, "{code}");
+        }
+    }
+}

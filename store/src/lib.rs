@@ -15,7 +15,10 @@ mod inbox;
 mod migrations;
 mod notifications;
 mod people;
+mod session;
+mod sqlite;
 mod store;
+mod text;
 
 pub use attempts::{FailedAttempt, Failures};
 pub use dead_letters::DeadLetter;

@@ -1,14 +1,44 @@
 //! The store: which database, and how to reach it.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{
+    ConnectOptions, Connection, PgPool, SqlitePool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
 
-use crate::StoreError;
+use crate::{
+    StoreError,
+    error::Cause,
+    session::{Session, fetch_optional},
+    sqlite::Writer,
+};
 
 /// A handle to the business data; cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Store {}
+///
+/// A server that goes away and comes back needs nothing from us: operations fail with
+/// [`StoreError::Unavailable`] meanwhile, each within its limits, and then go through again.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) database: Arc<Database>,
+    pub(crate) options: StoreOptions,
+}
+
+pub(crate) enum Database {
+    Sqlite { file: SqliteConnectOptions, writer: Writer, readers: SqlitePool },
+    Postgres { server: PgConnectOptions, pool: PgPool },
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match *self.database {
+            Database::Sqlite { .. } => "Store(SQLite)",
+            Database::Postgres { .. } => "Store(PostgreSQL)",
+        })
+    }
+}
 
 /// Where the business data is.
 #[derive(Clone)]
@@ -48,17 +78,108 @@ impl Default for StoreOptions {
     }
 }
 
+impl StoreOptions {
+    /// The server ends a statement by itself; this much later we stop waiting for its word.
+    pub(crate) fn patience(&self) -> Duration {
+        self.statement_timeout + Duration::from_secs(1)
+    }
+}
+
+/// A connection that lay idle for longer is asked whether it is still there before it is used.
+///
+/// Short enough that after a restart of the server hardly anybody meets a dead connection, long
+/// enough that under load nobody pays for asking.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
 impl Store {
     /// Opens the store; the schema is left as it is, see [`Store::migrate`].
     ///
     /// A server that is down is [`StoreError::Unavailable`] after `acquire_timeout`.
     pub async fn open(url: &StoreUrl, options: StoreOptions) -> Result<Self, StoreError> {
-        let _ = (url, options);
-        unimplemented!()
+        let database = match url {
+            StoreUrl::Sqlite(path) => open_sqlite(path.clone(), options).await?,
+            StoreUrl::Postgres(url) => open_postgres(url, options)?,
+        };
+        let store = Self { database: Arc::new(database), options };
+        store.ping().await?;
+        Ok(store)
     }
 
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        unimplemented!()
+        let mut session = self.read().await?;
+        let _: Option<(i32,)> = fetch_optional!(&mut session, sqlx::query_as("SELECT 1"))?;
+        Ok(())
     }
+
+    /// A session that reads.
+    pub(crate) async fn read(&self) -> Result<Session, StoreError> {
+        let limit = self.options.patience();
+        Ok(match &*self.database {
+            Database::Sqlite { readers, .. } => Session::sqlite(readers.acquire().await?, limit),
+            Database::Postgres { pool, .. } => Session::postgres(pool.acquire().await?, limit),
+        })
+    }
+
+    /// A session with a transaction begun; nothing of it stays unless it is committed.
+    pub(crate) async fn write(&self) -> Result<Session, StoreError> {
+        let limit = self.options.patience();
+        let mut session = match &*self.database {
+            Database::Sqlite { writer, .. } => {
+                Session::turn(writer.turn(self.options.acquire_timeout, limit).await?, limit)
+            }
+            Database::Postgres { .. } => self.read().await?,
+        };
+        session.begin().await?;
+        Ok(session)
+    }
+}
+
+async fn open_sqlite(path: PathBuf, options: StoreOptions) -> Result<Database, StoreError> {
+    let file = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // An effect must not vanish in a power cut: its event may be acknowledged already.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(options.statement_timeout)
+        .disable_statement_logging();
+    let writer = Writer::open(file.clone(), options.patience()).await?;
+    let readers = SqlitePoolOptions::new()
+        .max_connections(options.connections)
+        .acquire_timeout(options.acquire_timeout)
+        .test_before_acquire(false)
+        .connect_lazy_with(file.clone().create_if_missing(false).pragma("query_only", "on"));
+    Ok(Database::Sqlite { file, writer, readers })
+}
+
+fn open_postgres(url: &SecretString, options: StoreOptions) -> Result<Database, StoreError> {
+    let milliseconds = |duration: Duration| duration.as_millis().to_string();
+    let server = PgConnectOptions::from_str(url.expose_secret())
+        .map_err(|_| {
+            // The error may quote the URL, and with it the password.
+            StoreError::Misconfigured(Cause::new("the PostgreSQL URL cannot be read"))
+        })?
+        .application_name("vestibule")
+        .disable_statement_logging();
+    let limited = server.clone().options([
+        ("statement_timeout", milliseconds(options.statement_timeout)),
+        // Shorter, so that who waits for a lock is told so and not just that it took long.
+        ("lock_timeout", milliseconds(options.statement_timeout / 2)),
+    ]);
+    let pool = PgPoolOptions::new()
+        .max_connections(options.connections)
+        .acquire_timeout(options.acquire_timeout)
+        .test_before_acquire(false)
+        .before_acquire(|connection, idle| {
+            Box::pin(async move {
+                if idle.idle_for > TRUSTED_IDLE {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .connect_lazy_with(limited);
+    Ok(Database::Postgres { server, pool })
 }

@@ -1,0 +1,189 @@
+//! Writing to SQLite: one connection, and one commit for everybody who waits.
+//!
+//! SQLite lets one connection write at a time, and a commit costs an fsync. So writers take turns
+//! at a single connection: each turn is a savepoint in a transaction that is left open, and a task
+//! of its own queues for the connection like everybody else and commits. By then all who stood in
+//! the queue before it have had their turn, and share its fsync. Nobody is told of success before
+//! that commit; if it fails, it fails for all of them, and they try again.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{ConnectOptions, Connection, Executor, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot};
+
+use crate::{StoreError, error::Cause, session::within};
+
+/// The one connection that writes. Dropping all clones of it ends its task.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    group: Arc<Mutex<Group>>,
+    /// Wakes the task that commits; a second wake-up before it got there adds nothing.
+    commit: mpsc::Sender<()>,
+}
+
+/// The turns that will be committed together.
+struct Group {
+    options: SqliteConnectOptions,
+    /// `None` after a failure: the next turn opens it anew.
+    connection: Option<SqliteConnection>,
+    /// The transaction that the turns are part of is open.
+    open: bool,
+    /// A turn began and has not ended; what it did must be undone before anything else happens.
+    unfinished: bool,
+    waiting: Vec<oneshot::Sender<Result<(), StoreError>>>,
+}
+
+impl Writer {
+    /// Opens the file, creating it where there is none.
+    pub(crate) async fn open(
+        options: SqliteConnectOptions,
+        limit: Duration,
+    ) -> Result<Self, StoreError> {
+        let connection = within(limit, options.connect()).await?;
+        let group = Arc::new(Mutex::new(Group {
+            options,
+            connection: Some(connection),
+            open: false,
+            unfinished: false,
+            waiting: Vec::new(),
+        }));
+        let (commit, mut wake) = mpsc::channel(1);
+        let committed = Arc::clone(&group);
+        tokio::spawn(async move {
+            while wake.recv().await.is_some() {
+                committed.lock().await.commit(limit).await;
+            }
+        });
+        Ok(Self { group, commit })
+    }
+
+    /// Waits for a turn. Dropping it undoes what it did.
+    pub(crate) async fn turn(&self, wait: Duration, limit: Duration) -> Result<Turn, StoreError> {
+        let queue = Arc::clone(&self.group).lock_owned();
+        let Ok(group) = tokio::time::timeout(wait, queue).await else {
+            return Err(StoreError::Unavailable(Cause::new("too many wait to write")));
+        };
+        // From here on the task that commits is woken, whatever happens: an open transaction must
+        // not be left lying.
+        let mut turn = Turn { group: Some(group), commit: self.commit.clone() };
+        turn.group().begin_turn(limit).await?;
+        Ok(turn)
+    }
+}
+
+/// One caller's part of a group.
+pub(crate) struct Turn {
+    /// `None` once it was committed.
+    group: Option<OwnedMutexGuard<Group>>,
+    commit: mpsc::Sender<()>,
+}
+
+impl Turn {
+    pub(crate) fn connection(&mut self) -> &mut SqliteConnection {
+        self.group().connection.as_mut().expect("a turn begins with a connection")
+    }
+
+    fn group(&mut self) -> &mut Group {
+        self.group.as_mut().expect("a turn has its group until it is committed")
+    }
+
+    /// Ends the turn and waits until its group is durable.
+    pub(crate) async fn commit(&mut self, limit: Duration) -> Result<(), StoreError> {
+        let group = self.group();
+        let connection = group.connection.as_mut().expect("a turn begins with a connection");
+        within(limit, connection.execute("RELEASE turn")).await?;
+        group.unfinished = false;
+        let (durable, outcome) = oneshot::channel();
+        group.waiting.push(durable);
+        self.hand_over();
+        match tokio::time::timeout(limit, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => {
+                Err(StoreError::Unavailable(Cause::new("no commit within the time limit")))
+            }
+        }
+    }
+
+    /// The next in the queue may have the connection, and sooner or later that is the commit.
+    fn hand_over(&mut self) {
+        if self.group.take().is_some() {
+            // A full channel means that the wake-up is on its way already.
+            let _ = self.commit.try_send(());
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.hand_over();
+    }
+}
+
+impl Group {
+    async fn begin_turn(&mut self, limit: Duration) -> Result<(), StoreError> {
+        if let Err(error) = self.undo_unfinished(limit).await {
+            self.fail(&error).await;
+        }
+        if self.connection.is_none() {
+            self.connection = Some(within(limit, self.options.connect()).await?);
+        }
+        let connection = self.connection.as_mut().expect("it was just opened");
+        if !self.open {
+            // Set first: dropped in the middle of the statement, we cannot know.
+            self.open = true;
+            if let Err(error) = within(limit, connection.execute("BEGIN IMMEDIATE")).await {
+                self.fail(&error).await;
+                return Err(error);
+            }
+        }
+        self.unfinished = true;
+        if let Err(error) = within(limit, connection.execute("SAVEPOINT turn")).await {
+            self.fail(&error).await;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Makes the group durable and tells everybody who waits for it.
+    async fn commit(&mut self, limit: Duration) {
+        let outcome = match self.undo_unfinished(limit).await {
+            Ok(()) => self.commit_open(limit).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => self.waiting.drain(..).for_each(|waiting| drop(waiting.send(Ok(())))),
+            Err(error) => self.fail(&error).await,
+        }
+    }
+
+    async fn commit_open(&mut self, limit: Duration) -> Result<(), StoreError> {
+        if let Some(connection) = self.connection.as_mut().filter(|_| self.open) {
+            within(limit, connection.execute("COMMIT")).await?;
+            self.open = false;
+        }
+        Ok(())
+    }
+
+    async fn undo_unfinished(&mut self, limit: Duration) -> Result<(), StoreError> {
+        if let Some(connection) = self.connection.as_mut().filter(|_| self.unfinished) {
+            within(limit, connection.execute("ROLLBACK TO turn; RELEASE turn")).await?;
+            self.unfinished = false;
+        }
+        Ok(())
+    }
+
+    /// Gives up the whole group. SQLite may have rolled the transaction back by itself (a full
+    /// disk), so nothing is assumed about the connection: closing it ends whatever was open.
+    async fn fail(&mut self, error: &StoreError) {
+        if let Some(connection) = self.connection.take() {
+            let _ = connection.close_hard().await;
+        }
+        self.open = false;
+        self.unfinished = false;
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.send(Err(StoreError::Unavailable(Cause::new(format!(
+                "the commit of a group failed: {error}"
+            )))));
+        }
+    }
+}
