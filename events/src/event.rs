@@ -12,7 +12,7 @@ use crate::{Decision, Fingerprint, Outcome, Person, SignUp, Step};
 /// The `dataschema` of the events this version writes. A breaking change takes the next number.
 pub(crate) const DATA_SCHEMA: &str = "urn:vestibule:schema:signup:1";
 
-const TYPE_PREFIX: &str = "dev.vestibule.signup.";
+pub(crate) const TYPE_PREFIX: &str = "dev.vestibule.signup.";
 
 /// Something that happened in a sign-up.
 ///

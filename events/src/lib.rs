@@ -8,13 +8,16 @@
 mod decision;
 mod event;
 mod fingerprint;
+mod jetstream;
 mod local;
 mod log;
+pub mod relay;
 mod signup;
 
 pub use decision::{Decision, Effect, Outcome, Reason};
 pub use event::{Kind, SignUpEvent, event_schema};
 pub use fingerprint::{Fingerprint, Person, PseudonymKey};
+pub use jetstream::{JetStream, JetStreamConfig, NatsCredentials, Provisioned, Provisioning, Role};
 pub use local::{LocalLog, LocalLogConfig, Retention};
 pub use log::{
     Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, EventLog,

@@ -1,0 +1,113 @@
+//! The connection: who we are, how fast a dead one is noticed, and that it comes back for ever.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use secrecy::ExposeSecret;
+use tokio::sync::watch;
+
+use super::{JetStreamConfig, Metrics, NatsCredentials};
+use crate::LogError;
+
+/// How long an answer of the server is waited for. Longer than its disk may take under load.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// At most so many publishes without an answer; the relay has hundreds.
+pub(super) const UNANSWERED_MAX: usize = 4096;
+
+/// Two unanswered pings end a connection, so that a dead one is noticed within some ten seconds.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
+
+/// The slowest pace of reconnecting.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(2);
+
+pub(super) async fn open(
+    config: &JetStreamConfig,
+    metrics: &Metrics,
+) -> Result<(Client, watch::Receiver<u64>), LogError> {
+    let addresses = config
+        .url
+        .split(',')
+        .map(|url| url.trim().parse::<ServerAddr>())
+        .collect::<Result<Vec<_>, _>>()
+        .context("could not read the address of NATS")
+        .map_err(LogError::Refused)?;
+
+    let (ticks, connection) = watch::channel(0);
+    let metrics = metrics.clone();
+    let options = authenticated(&config.credentials)
+        .await
+        .map_err(LogError::Refused)?
+        .name(format!("vestibule-{}", config.role.as_str()))
+        .custom_inbox_prefix(config.role.inbox_prefix())
+        .retry_on_initial_connect()
+        .max_reconnects(None)
+        .reconnect_delay_callback(reconnect_delay)
+        .ping_interval(PING_INTERVAL)
+        .connection_timeout(Duration::from_secs(2))
+        .request_timeout(Some(ANSWER_TIMEOUT))
+        .event_callback(move |event| {
+            match &event {
+                Event::Connected => metrics.connects.inc(),
+                Event::Disconnected => metrics.disconnects.inc(),
+                _ => 0,
+            };
+            log(&event);
+            ticks.send_modify(|count| *count += 1);
+            std::future::ready(())
+        });
+    let client = options
+        .connect(addresses)
+        .await
+        .context("could not set up the connection to NATS")
+        .map_err(LogError::Refused)?;
+    Ok((client, connection))
+}
+
+async fn authenticated(credentials: &NatsCredentials) -> anyhow::Result<ConnectOptions> {
+    let options = ConnectOptions::new();
+    Ok(match credentials {
+        NatsCredentials::None => options,
+        NatsCredentials::UserPassword { user, password } => {
+            options.user_and_password(user.clone(), password.expose_secret().to_owned())
+        }
+        NatsCredentials::Nkey(seed) => options.nkey(seed.expose_secret().to_owned()),
+        NatsCredentials::File(path) => options
+            .credentials_file(path)
+            .await
+            .with_context(|| format!("could not read NATS credentials from {}", path.display()))?,
+    })
+}
+
+/// The first attempts come at once, because a restarted server is back in a fifth of a second.
+fn reconnect_delay(attempts: usize) -> Duration {
+    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
+    (Duration::from_millis(10) * 2_u32.saturating_pow(doublings)).min(RECONNECT_DELAY_MAX)
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::Connected => tracing::info!("connected to NATS"),
+        Event::Disconnected => tracing::warn!("lost the connection to NATS; reconnecting"),
+        // The server's text names subjects, which hold no personal data.
+        Event::ServerError(error) => tracing::error!(%error, "NATS refuses a request"),
+        Event::ClientError(error) => tracing::warn!(%error, "could not connect to NATS; trying on"),
+        Event::SlowConsumer(_) => tracing::warn!("could not keep up with what NATS delivers"),
+        Event::LameDuckMode | Event::Draining | Event::Closed => {
+            tracing::info!(%event, "NATS connection");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_slow_down_up_to_a_limit() {
+        let delays: Vec<_> = (1..=10).map(|n| reconnect_delay(n).as_millis()).collect();
+        assert_eq!(delays, [10, 20, 40, 80, 160, 320, 640, 1280, 2000, 2000]);
+        assert_eq!(reconnect_delay(usize::MAX), RECONNECT_DELAY_MAX);
+    }
+}

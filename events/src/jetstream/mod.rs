@@ -1,0 +1,254 @@
+//! The log over NATS JetStream: publish, durable pull consumers, replay.
+//!
+//! Promises: an append that returns is on the stream's disk; a call repeated within its duplicate
+//! window is stored once, whichever process publishes it; a consumer restores itself for ever. What
+//! the server keeps of acknowledgements is weaker: on a single server a crash may deliver again what
+//! was acknowledged, so handling twice must do no harm. Connecting never changes the server:
+//! [`JetStream::provision`] does, and only it.
+
+mod connection;
+mod consumer;
+mod metrics;
+mod provision;
+mod publish;
+mod replay;
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use async_nats::{
+    connection::State,
+    jetstream::{self, ErrorCode},
+};
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use prometheus_client::registry::Registry;
+use secrecy::SecretString;
+use tokio::sync::watch;
+
+use crate::{
+    AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LogError, Replay,
+    SignUpEvent, Stored,
+};
+pub use provision::{Provisioned, Provisioning};
+
+use metrics::Metrics;
+pub(crate) use publish::{PublishError, Publishing};
+
+/// How to reach the stream and what it is to be.
+#[derive(Clone, Debug)]
+pub struct JetStreamConfig {
+    /// `nats://host:port` or `tls://host:port`; several are separated by commas.
+    pub url: String,
+    pub credentials: NatsCredentials,
+    pub role: Role,
+    /// The stream's name, `SIGNUPS` unless several installations share an account.
+    pub stream: String,
+    /// How long a repeated call is the same event.
+    pub duplicate_window: Duration,
+    /// The same where the event is a refusal.
+    pub refusal_window: Duration,
+    /// How long the stream keeps events.
+    pub retention: Duration,
+    /// How large the stream may grow. A full stream refuses events, it deletes none.
+    pub max_bytes: u64,
+    pub replicas: usize,
+}
+
+/// Who we are to the server.
+#[derive(Clone, Debug)]
+pub enum NatsCredentials {
+    None,
+    UserPassword {
+        user: String,
+        password: SecretString,
+    },
+    /// The seed of an nkey.
+    Nkey(SecretString),
+    /// A `.creds` file: a JWT with its seed.
+    File(PathBuf),
+}
+
+/// What this connection is for: its name at the server and its inbox prefix. What it may do is the
+/// server's to say (`nats.conf`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    Relay,
+    Worker,
+    Auditor,
+    Provisioner,
+}
+
+impl Role {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Worker => "worker",
+            Self::Auditor => "auditor",
+            Self::Provisioner => "provisioner",
+        }
+    }
+
+    /// Nobody but this role may listen under it: the replies hold events.
+    const fn inbox_prefix(self) -> &'static str {
+        match self {
+            Self::Relay => "_INBOX_relay",
+            Self::Worker => "_INBOX_worker",
+            Self::Auditor => "_INBOX_auditor",
+            Self::Provisioner => "_INBOX_provisioner",
+        }
+    }
+}
+
+/// A log on a NATS JetStream stream. Cheap to clone.
+#[derive(Clone)]
+pub struct JetStream {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: JetStreamConfig,
+    client: async_nats::Client,
+    context: jetstream::Context,
+    /// Ticks at every change of the connection. A tick may be lost, so it only hastens.
+    connection: watch::Receiver<u64>,
+    metrics: Metrics,
+}
+
+impl fmt::Debug for JetStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.inner.config;
+        write!(f, "JetStream({} as {})", config.stream, config.role.as_str())
+    }
+}
+
+impl JetStream {
+    /// Returns at once; the connection comes about in the background and is renewed for ever.
+    ///
+    /// # Errors
+    ///
+    /// When the address or the credentials cannot be read. A server that is down is no error.
+    pub async fn connect(config: JetStreamConfig) -> Result<Self, LogError> {
+        let metrics = Metrics::default();
+        let (client, connection) = connection::open(&config, &metrics).await?;
+        let context = jetstream::ContextBuilder::new()
+            .timeout(connection::ANSWER_TIMEOUT)
+            .max_ack_inflight(connection::UNANSWERED_MAX)
+            .build(client.clone());
+        let inner = Inner { config, client, context, connection, metrics };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Creates the stream and the durable consumers, or checks that they are what they should be.
+    ///
+    /// Only what loses nothing is changed in place: longer retention, more room, a wider window,
+    /// another filter.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Refused`] names each setting that differs, what was found and what is wanted.
+    pub async fn provision(&self, consumers: &[ConsumerSpec]) -> Result<Provisioned, LogError> {
+        provision::provision(self, consumers).await
+    }
+
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.inner.client.connection_state() == State::Connected
+    }
+
+    /// Whether the stream can be used now; the reason, if not, is fit for an operator.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Unavailable`] while there is no connection or no stream.
+    pub async fn ready(&self) -> Result<(), LogError> {
+        if !self.is_connected() {
+            return Err(LogError::Unavailable(anyhow!("not connected to NATS")));
+        }
+        // A worker may not ask about the stream; its consumer says whether there is one.
+        if self.inner.config.role == Role::Worker {
+            return Ok(());
+        }
+        self.stream_info().await?.map(|_| ()).ok_or_else(|| {
+            LogError::Unavailable(anyhow!(
+                "the stream {} does not exist: run `vestibule migrate`",
+                self.inner.config.stream
+            ))
+        })
+    }
+
+    /// Adds this connection's metrics to a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        self.inner.metrics.register(registry);
+    }
+
+    /// Returns once there is a connection.
+    pub(crate) async fn connected(&self) {
+        let mut changed = self.inner.connection.clone();
+        while !self.is_connected() {
+            // Ticks can be lost under load, so we look for ourselves now and then.
+            let tick = tokio::time::timeout(Duration::from_millis(200), changed.changed());
+            if let Ok(Err(_closed)) = tick.await {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+
+    /// Sends an event on its way, so that events sent one after the other are stored in that order.
+    pub(crate) async fn send(&self, event: SignUpEvent) -> Result<Publishing, PublishError> {
+        publish::send(self, event).await
+    }
+
+    async fn stream_info(&self) -> Result<Option<jetstream::stream::Info>, LogError> {
+        if !self.is_connected() {
+            return Err(LogError::Unavailable(anyhow!("not connected to NATS")));
+        }
+        let stream = &self.inner.config.stream;
+        let answer: jetstream::response::Response<jetstream::stream::Info> = self
+            .inner
+            .context
+            .request(format!("STREAM.INFO.{stream}"), &())
+            .await
+            .with_context(|| {
+                format!("could not ask about the stream {stream}; {DENIED_LOOKS_LIKE_SILENCE}")
+            })
+            .map_err(LogError::Unavailable)?;
+        match answer {
+            jetstream::response::Response::Ok(info) => Ok(Some(info)),
+            jetstream::response::Response::Err { error }
+                if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            {
+                Ok(None)
+            }
+            jetstream::response::Response::Err { error } => {
+                Err(LogError::Unavailable(anyhow!(error).context("could not ask about the stream")))
+            }
+        }
+    }
+}
+
+/// The server answers a forbidden request with silence.
+const DENIED_LOOKS_LIKE_SILENCE: &str = "if this lasts, the user may lack the permission for it";
+
+#[async_trait]
+impl EventLog for JetStream {
+    async fn append(&self, event: SignUpEvent) -> Result<Appended, AppendError> {
+        publish::append(self, event).await
+    }
+
+    async fn consumer(&self, spec: ConsumerSpec) -> Result<Box<dyn Consumer>, LogError> {
+        Ok(Box::new(consumer::Durable::open(self.clone(), spec).await?))
+    }
+
+    async fn replay(
+        &self,
+        replay: Replay,
+    ) -> Result<BoxStream<'static, Result<Stored, LogError>>, LogError> {
+        replay::replay(self.clone(), replay).await
+    }
+
+    async fn backlog(&self, consumer: &str) -> Result<Option<Backlog>, LogError> {
+        consumer::backlog(self, consumer).await
+    }
+}

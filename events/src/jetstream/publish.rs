@@ -1,0 +1,308 @@
+//! Publishing: each call is stored once, whichever process publishes it and however often.
+//!
+//! The message id is the fingerprint. The server remembers ids for longer than our own windows, so
+//! that a relay that was late still meets its repetitions there; what the server calls a duplicate is
+//! therefore compared with the event it holds. A new call that the server would swallow is published
+//! again under the fingerprint and the held event's id: a chain that every writer walks alike.
+//!
+//! Left to others: a call repeated through another process while the first event lies in a local log
+//! that cannot reach the stream for longer than the server remembers is stored twice.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        ErrorCode,
+        context::{PublishAckFuture, PublishError as NatsError, PublishErrorKind},
+        message::{PublishMessage, StreamMessage},
+        stream::DirectGetErrorKind,
+    },
+};
+
+use super::{DENIED_LOOKS_LIKE_SILENCE, JetStream};
+use crate::{AppendError, Appended, Kind, SignUpEvent, Stored, Undecodable, event::TYPE_PREFIX};
+
+/// The server remembers message ids for so many duplicate windows: a relay may be late by all of
+/// them but one.
+pub(super) const WINDOWS_REMEMBERED: u32 = 6;
+
+/// An event on its way to the stream.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    stream: JetStream,
+    event: SignUpEvent,
+    message: Message,
+    answer: PublishAckFuture,
+}
+
+/// Why an event was not published, and so what to do with it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PublishError {
+    /// Certainly not stored; the stream takes nothing for now.
+    #[error("the stream does not take events")]
+    Unavailable(#[source] anyhow::Error),
+    /// Perhaps stored. Publishing again is safe.
+    #[error("could not learn whether the stream holds the event")]
+    Unknown(#[source] anyhow::Error),
+    /// Certainly not stored, and never will be as it is.
+    #[error("the stream does not take this event")]
+    Refused(#[source] anyhow::Error),
+}
+
+impl PublishError {
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Unknown(_) => "unknown",
+            Self::Refused(_) => "refused",
+        }
+    }
+}
+
+impl From<PublishError> for AppendError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Unavailable(source) | PublishError::Refused(source) => {
+                Self::NotStored(source)
+            }
+            PublishError::Unknown(source) => Self::Unknown(source),
+        }
+    }
+}
+
+pub(super) async fn append(
+    stream: &JetStream,
+    event: SignUpEvent,
+) -> Result<Appended, AppendError> {
+    Ok(send(stream, event).await?.settled().await?)
+}
+
+/// Hands the event to the connection, in order, and does not wait for the stream.
+///
+/// Nothing is handed to a connection that is down: the client would keep it and send it whenever it
+/// is back, long after we said that it failed.
+pub(super) async fn send(
+    stream: &JetStream,
+    event: SignUpEvent,
+) -> Result<Publishing, PublishError> {
+    let sent = async {
+        if !stream.is_connected() {
+            return Err(PublishError::Unavailable(anyhow!("not connected to NATS")));
+        }
+        let message = Message::of(&event, &stream.inner.config.stream)?;
+        let id = event.fingerprint.to_string();
+        let answer = message.send(stream, &id).await?;
+        Ok((message, answer))
+    };
+    match sent.await {
+        Ok((message, answer)) => Ok(Publishing { stream: stream.clone(), event, message, answer }),
+        Err(error) => {
+            stream.inner.metrics.published(error.as_str());
+            Err(error)
+        }
+    }
+}
+
+impl Publishing {
+    /// Returns once the stream holds the event, or the one that it repeats.
+    pub(crate) async fn settled(self) -> Result<Appended, PublishError> {
+        let stream = self.stream.clone();
+        let settled = self.walk().await;
+        stream.inner.metrics.published(match &settled {
+            Ok(Appended { duplicate: false, .. }) => "stored",
+            Ok(Appended { duplicate: true, .. }) => "duplicate",
+            Err(error) => error.as_str(),
+        });
+        settled
+    }
+
+    async fn walk(self) -> Result<Appended, PublishError> {
+        let Self { stream, event, message, mut answer } = self;
+        let config = &stream.inner.config;
+        loop {
+            let ack = answer.await.map_err(classify)?;
+            let sequence = ack.sequence;
+            if !ack.duplicate {
+                let stored = Stored { sequence, event };
+                return Ok(Appended { stored, duplicate: false });
+            }
+            let link = match held(&stream, sequence).await? {
+                Some(Ok(held))
+                    if held.id == event.id
+                        || repeats(
+                            &event,
+                            &held,
+                            config.duplicate_window,
+                            config.refusal_window,
+                        ) =>
+                {
+                    let stored = Stored { sequence, event: held };
+                    return Ok(Appended { stored, duplicate: true });
+                }
+                Some(Ok(held)) => held.id.to_string(),
+                // Nothing to compare with. Twice is better than never.
+                Some(Err(_)) | None => sequence.to_string(),
+            };
+            answer = message.send(&stream, &format!("{}.{link}", event.fingerprint)).await?;
+        }
+    }
+}
+
+/// Whether two events with one fingerprint are one call: the later came within the window of the
+/// earlier, which is shorter after a refusal.
+fn repeats(one: &SignUpEvent, other: &SignUpEvent, usual: Duration, refusal: Duration) -> bool {
+    let (earlier, later) = if one.time <= other.time { (one, other) } else { (other, one) };
+    let window = if earlier.decision.outcome.is_refusal() { refusal } else { usual };
+    later.time - earlier.time < window
+}
+
+/// The event at a sequence, or `None` where it is gone.
+async fn held(
+    stream: &JetStream,
+    sequence: u64,
+) -> Result<Option<Result<SignUpEvent, Undecodable>>, PublishError> {
+    // A replica may answer before it holds what the leader has just acknowledged.
+    for pause in [0, 20, 100, 300, 1000] {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        if let Some(message) = get(stream, sequence).await.map_err(PublishError::Unknown)? {
+            return Ok(Some(Undecodable::decode(&message.payload)));
+        }
+    }
+    Ok(None)
+}
+
+async fn get(stream: &JetStream, sequence: u64) -> anyhow::Result<Option<StreamMessage>> {
+    let name = &stream.inner.config.stream;
+    let handle = stream.inner.context.get_stream_no_info(name).await?;
+    match handle.direct_get(sequence).await {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| {
+            format!("could not read the event held at {sequence}; {DENIED_LOOKS_LIKE_SILENCE}")
+        }),
+    }
+}
+
+/// What is published: kept, because the same goes out again under another id.
+#[derive(Debug)]
+struct Message {
+    subject: String,
+    payload: Vec<u8>,
+    headers: HeaderMap,
+    stream: String,
+}
+
+impl Message {
+    fn of(event: &SignUpEvent, stream: &str) -> Result<Self, PublishError> {
+        let payload = serde_json::to_vec(event)
+            .context("could not write the event as JSON")
+            .map_err(PublishError::Refused)?;
+        Ok(Self {
+            subject: event.subject(),
+            payload,
+            headers: headers(event),
+            stream: stream.to_owned(),
+        })
+    }
+
+    async fn send(&self, stream: &JetStream, id: &str) -> Result<PublishAckFuture, PublishError> {
+        if !stream.is_connected() {
+            return Err(PublishError::Unavailable(anyhow!("not connected to NATS")));
+        }
+        let message = PublishMessage::build()
+            .headers(self.headers.clone()) // first, because it replaces all others
+            .payload(self.payload.clone().into())
+            .message_id(id)
+            .expected_stream(&self.stream);
+        let sent = stream.inner.context.send_publish(self.subject.clone(), message).await;
+        sent.map_err(classify)
+    }
+}
+
+/// The CloudEvents binding: the structured content type, and each attribute again as a header so
+/// that a subscriber can choose without reading the body.
+fn headers(event: &SignUpEvent) -> HeaderMap {
+    let time =
+        event.time.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+    let attributes = [
+        ("ce-specversion", "1.0".to_owned()),
+        ("ce-id", event.id.to_string()),
+        ("ce-source", format!("/connectors/{}", event.sign_up.connector)),
+        ("ce-type", format!("{TYPE_PREFIX}{}", event.kind)),
+        ("ce-subject", event.person.to_string()),
+        ("ce-time", time),
+        ("ce-fingerprint", event.fingerprint.to_string()),
+    ];
+    let mut headers = HeaderMap::new();
+    headers.insert("Content-Type", "application/cloudevents+json; charset=utf-8");
+    for (name, value) in attributes {
+        headers.insert(name, percent_encoded(&value));
+    }
+    if let Some(traceparent) = &event.traceparent {
+        headers.insert("traceparent", percent_encoded(traceparent));
+    }
+    headers
+}
+
+/// As the binding wants it: all but visible ASCII is encoded, so nothing can end a header line.
+fn percent_encoded(value: &str) -> String {
+    let mut encoded = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_graphic() && byte != b'"' && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+/// What an error says about the event. Unless it is certain that nothing was stored, it is unknown.
+fn classify(error: NatsError) -> PublishError {
+    let code = std::error::Error::source(&error)
+        .and_then(|source| source.downcast_ref::<async_nats::jetstream::Error>())
+        .map(async_nats::jetstream::Error::error_code);
+    match (error.kind(), code) {
+        (PublishErrorKind::StreamNotFound, _) => PublishError::Unavailable(anyhow!(
+            "no stream listens: it has no leader yet, or does not exist; \
+             if this lasts, run `vestibule migrate`"
+        )),
+        (PublishErrorKind::MaxPayloadExceeded, _)
+        | (_, Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM)) => {
+            PublishError::Refused(anyhow!(error).context("the event is too large for the server"))
+        }
+        (PublishErrorKind::TimedOut, _) => PublishError::Unknown(
+            anyhow!(error)
+                .context(format!("the stream did not answer in time; {DENIED_LOOKS_LIKE_SILENCE}")),
+        ),
+        // Another copy with this id is being replicated: its outcome decides ours.
+        (_, Some(ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)) => {
+            PublishError::Unknown(anyhow!(error))
+        }
+        (PublishErrorKind::MaxAckPending, _) | (_, Some(_)) => {
+            PublishError::Unavailable(anyhow!(error))
+        }
+        (_, None) => PublishError::Unknown(anyhow!(error)),
+    }
+}
+
+/// All subjects that events of some connectors and kinds can have; none overlaps another.
+pub(super) fn subjects(connectors: &[crate::ConnectorName], kinds: &[Kind]) -> Vec<String> {
+    let connectors: Vec<&str> = match connectors {
+        [] => vec!["*"],
+        some => some.iter().map(crate::ConnectorName::as_str).collect(),
+    };
+    let kinds: Vec<&str> = match kinds {
+        [] => vec!["*"],
+        some => some.iter().map(|kind| kind.as_str()).collect(),
+    };
+    let mut subjects: Vec<_> = connectors
+        .iter()
+        .flat_map(|connector| kinds.iter().map(move |kind| format!("signups.{connector}.{kind}")))
+        .collect();
+    subjects.sort_unstable();
+    subjects.dedup();
+    subjects
+}

@@ -1,0 +1,438 @@
+//! Local log → stream: publishes in order, many at a time, and lets the local log go behind it.
+//!
+//! The relay is a durable consumer of the local log, so after any restart it goes on where it was;
+//! what was published and not yet acknowledged then is published again and stored once. It holds a
+//! bounded number of events and waits, for ever, while the stream is away. Events keep their order,
+//! except those on their way at the moment something failed: they may be stored after younger ones.
+//! An event that the stream will never take is set aside in the local log, tried again now and then,
+//! and shouted about; it does not stop the others.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::anyhow;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use time::OffsetDateTime;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Backlog, Consumer, ConsumerSpec, Delivery, EventLog, Filter, JetStream, LocalLog, LogError,
+    Start,
+    jetstream::{PublishError, Publishing},
+};
+
+/// The relay's durable consumer in the local log: what [`crate::Retention::BehindConsumer`] names.
+pub const CONSUMER: &str = "relay";
+
+/// How long an event that the stream refuses is set aside.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+
+/// Room for events set aside, beside those on their way.
+const SET_ASIDE_MAX: usize = 4096;
+
+/// The local log must not deliver again what we hold through a long outage; after a crash it does
+/// so at once, whatever this says.
+const ACK_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How often the backlog is counted.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How the relay works.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayOptions {
+    /// Events on their way to the stream at a time.
+    pub in_flight: usize,
+}
+
+impl Default for RelayOptions {
+    /// A stream that syncs each event reaches its full rate with some 64; 256 covers a network.
+    fn default() -> Self {
+        Self { in_flight: 256 }
+    }
+}
+
+/// Relays until stopped; what is on its way then is finished.
+///
+/// # Errors
+///
+/// When the local log refuses to be read. The stream's troubles are waited out.
+pub async fn run(
+    local: LocalLog,
+    stream: JetStream,
+    options: RelayOptions,
+    progress: Progress,
+    stop: CancellationToken,
+) -> Result<(), LogError> {
+    let mut relay = Relay::open(local, stream, options, progress).await?;
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        relay.send_what_may_go().await;
+        // Only the waiting is raced; what happened is always dealt with to its end.
+        let happened = tokio::select! {
+            () = stop.cancelled() => break,
+            _ = look.tick() => {
+                relay.look().await;
+                continue;
+            }
+            happened = relay.happens() => happened,
+        };
+        relay.deal_with(happened).await?;
+    }
+    relay.finish().await;
+    Ok(())
+}
+
+/// Relays what the local log holds now and says how many events that were.
+///
+/// # Errors
+///
+/// [`LogError::Unavailable`] where the stream did not take an event; nothing is lost.
+pub async fn step(local: &LocalLog, stream: &JetStream) -> Result<u64, LogError> {
+    let progress = Progress::default();
+    let options = RelayOptions::default();
+    let mut relay = Relay::open(local.clone(), stream.clone(), options, progress.clone()).await?;
+    while !relay.is_idle()
+        || local.backlog(CONSUMER).await?.is_some_and(|backlog| !backlog.is_empty())
+    {
+        relay.send_what_may_go().await;
+        let happened = relay.happens().await;
+        relay.deal_with(happened).await?;
+        if relay.is_recovering || progress.inner.refused.get() > 0 {
+            relay.finish().await;
+            return Err(LogError::Unavailable(anyhow!("the stream did not take every event")));
+        }
+    }
+    Ok(progress.inner.relayed.get())
+}
+
+struct Relay {
+    local: LocalLog,
+    stream: JetStream,
+    options: RelayOptions,
+    progress: Progress,
+    consumer: Box<dyn Consumer>,
+    /// Taken from the local log and not on their way, by sequence: what failed goes before what is
+    /// newer.
+    waiting: BTreeMap<u64, Delivery>,
+    on_their_way: FuturesUnordered<BoxFuture<'static, Settled>>,
+    /// Something failed. Nothing is sent before all on their way are back: otherwise each failure
+    /// would bring more events out of order.
+    is_recovering: bool,
+    resume_at: Instant,
+    pause: Duration,
+}
+
+/// What came of one event on its way.
+type Settled = Result<(), (Delivery, PublishError)>;
+
+enum Happened {
+    Settled(Settled),
+    Delivered(Result<Delivery, LogError>),
+    MayResume,
+}
+
+impl Relay {
+    async fn open(
+        local: LocalLog,
+        stream: JetStream,
+        options: RelayOptions,
+        progress: Progress,
+    ) -> Result<Self, LogError> {
+        let spec = ConsumerSpec {
+            name: CONSUMER.into(),
+            start: Start::Beginning,
+            filter: Filter::default(),
+            ack_wait: ACK_WAIT,
+            max_in_flight: options.in_flight + SET_ASIDE_MAX,
+        };
+        let consumer = local.consumer(spec).await?;
+        let relay = Self {
+            local,
+            stream,
+            options,
+            progress,
+            consumer,
+            waiting: BTreeMap::new(),
+            on_their_way: FuturesUnordered::new(),
+            is_recovering: false,
+            resume_at: Instant::now(),
+            pause: PAUSE_FIRST,
+        };
+        relay.look().await;
+        Ok(relay)
+    }
+
+    /// Waits for the next thing. Dropping the future loses nothing.
+    async fn happens(&mut self) -> Happened {
+        let has_room = self.waiting.len() + self.on_their_way.len() < self.options.in_flight;
+        let may_resume = !self.waiting.is_empty() && self.on_their_way.is_empty();
+        let (stream, resume_at) = (&self.stream, self.resume_at);
+        let resumable = async move {
+            sleep_until(resume_at).await;
+            stream.connected().await;
+        };
+        tokio::select! {
+            biased;
+            Some(settled) = self.on_their_way.next() => Happened::Settled(settled),
+            delivery = self.consumer.next(), if has_room => Happened::Delivered(delivery),
+            () = resumable, if may_resume => Happened::MayResume,
+        }
+    }
+
+    async fn deal_with(&mut self, happened: Happened) -> Result<(), LogError> {
+        match happened {
+            Happened::Settled(Ok(())) => self.pause = PAUSE_FIRST,
+            Happened::Settled(Err((delivery, error))) => self.failed(delivery, error).await,
+            Happened::Delivered(Ok(delivery)) => self.taken(delivery).await,
+            Happened::Delivered(Err(LogError::Unavailable(error))) => {
+                tracing::warn!(%error, "could not read the local log; trying on");
+            }
+            Happened::Delivered(Err(error)) => return Err(error),
+            Happened::MayResume => {}
+        }
+        Ok(())
+    }
+
+    async fn taken(&mut self, delivery: Delivery) {
+        let sequence = delivery.sequence;
+        self.progress.took(sequence, delivery.event.as_ref().ok().map(|event| event.time));
+        if let Err(error) = &delivery.event {
+            tracing::error!(sequence, %error, "could not relay an event; it stays in the local log");
+            self.set_aside(&delivery).await;
+        } else {
+            self.waiting.insert(sequence, delivery);
+        }
+    }
+
+    /// Sends, in order, whatever may be sent now.
+    async fn send_what_may_go(&mut self) {
+        let now = Instant::now();
+        if self.is_recovering && (!self.on_their_way.is_empty() || now < self.resume_at) {
+            return;
+        }
+        while self.stream.is_connected() {
+            let Some((sequence, delivery)) = self.waiting.pop_first() else { break };
+            let Ok(event) = &delivery.event else { continue };
+            match self.stream.send(event.clone()).now_or_never() {
+                Some(Ok(publishing)) => {
+                    self.is_recovering = false;
+                    let progress = self.progress.clone();
+                    self.on_their_way.push(settle(delivery, publishing, progress).boxed());
+                }
+                Some(Err(error)) => return self.failed(delivery, error).await,
+                // The connection takes no more before it has written some.
+                None => {
+                    self.waiting.insert(sequence, delivery);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn failed(&mut self, delivery: Delivery, error: PublishError) {
+        let sequence = delivery.sequence;
+        if let PublishError::Refused(error) = error {
+            tracing::error!(
+                sequence,
+                error = format!("{error:#}"),
+                "the stream refuses an event; it stays in the local log"
+            );
+            self.set_aside(&delivery).await;
+            return;
+        }
+        // One outage makes hundreds of failures; the first says it.
+        if !self.is_recovering {
+            let error = format!("{:#}", anyhow!(error));
+            tracing::warn!(sequence, error, "could not relay an event; trying again");
+            self.is_recovering = true;
+            self.resume_at = Instant::now() + self.pause;
+            self.pause = (self.pause * 2).min(PAUSE_MAX);
+        }
+        self.waiting.insert(sequence, delivery);
+    }
+
+    async fn set_aside(&self, delivery: &Delivery) {
+        self.progress.inner.refused.inc();
+        if let Err(error) = delivery.acknowledge.nack(REFUSED_PAUSE).await {
+            tracing::warn!(%error, "could not set an event aside; the local log delivers it again");
+        }
+    }
+
+    /// Counts what is left.
+    async fn look(&self) {
+        self.progress.inner.connected.set(self.stream.is_connected().into());
+        // Read first: what is appended in between must not pass for relayed.
+        let last = self.local.last_sequence();
+        match self.local.backlog(CONSUMER).await {
+            Ok(Some(backlog)) => self.progress.counted(backlog, last, OffsetDateTime::now_utc()),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "could not count what is left to relay"),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.on_their_way.is_empty()
+    }
+
+    async fn finish(&mut self) {
+        while let Some(settled) = self.on_their_way.next().await {
+            if let Err((delivery, error)) = settled {
+                self.failed(delivery, error).await;
+            }
+        }
+        self.look().await;
+    }
+}
+
+/// Waits for the stream's answer, tells who waits for it, and lets the local log go on.
+async fn settle(delivery: Delivery, publishing: Publishing, progress: Progress) -> Settled {
+    if let Err(error) = publishing.settled().await {
+        return Err((delivery, error));
+    }
+    progress.done(delivery.sequence);
+    match delivery.acknowledge.ack().await {
+        Ok(()) => Ok(()),
+        // Published again it is a duplicate, and then acknowledged again.
+        Err(error) => Err((delivery, PublishError::Unknown(anyhow!(error)))),
+    }
+}
+
+/// What of the local log the stream has acknowledged: to wait for, and to measure.
+#[derive(Clone, Default)]
+pub struct Progress {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    relayed: Counter,
+    refused: Counter,
+    backlog: Gauge,
+    oldest: Gauge,
+    connected: Gauge,
+}
+
+#[derive(Default)]
+struct State {
+    /// All up to here is acknowledged.
+    floor: u64,
+    /// The youngest that the relay was given; the local log gives them in order.
+    taken: u64,
+    /// Taken and not acknowledged, with the event's time.
+    in_hand: BTreeMap<u64, Option<OffsetDateTime>>,
+    waiters: HashMap<u64, Vec<oneshot::Sender<()>>>,
+}
+
+impl State {
+    fn is_acknowledged(&self, sequence: u64) -> bool {
+        sequence <= self.floor || (sequence <= self.taken && !self.in_hand.contains_key(&sequence))
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        write!(f, "Progress({} taken, {} in hand)", state.taken, state.in_hand.len())
+    }
+}
+
+impl Progress {
+    /// Returns once the stream has acknowledged this sequence of the local log. Bound the wait.
+    pub async fn acknowledged(&self, sequence: u64) {
+        let waiter = {
+            let mut state = self.state();
+            if state.is_acknowledged(sequence) {
+                return;
+            }
+            let (tell, waiter) = oneshot::channel();
+            state.waiters.entry(sequence).or_default().push(tell);
+            waiter
+        };
+        // The sender lives in the state that we hold, and is only dropped to be used.
+        waiter.await.ok();
+    }
+
+    /// Adds the relay's metrics to a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("relay");
+        let inner = &self.inner;
+        registry.register("events", "Events relayed to the stream", inner.relayed.clone());
+        registry.register(
+            "refusals",
+            "Times that an event was set aside because the stream refuses it",
+            inner.refused.clone(),
+        );
+        registry.register(
+            "backlog_events",
+            "Events of the local log that the stream has not acknowledged",
+            inner.backlog.clone(),
+        );
+        registry.register(
+            "oldest_age_seconds",
+            "Age of the oldest event that the stream has not acknowledged",
+            inner.oldest.clone(),
+        );
+        registry.register("connected", "1 while connected to NATS", inner.connected.clone());
+    }
+
+    fn took(&self, sequence: u64, time: Option<OffsetDateTime>) {
+        let mut state = self.state();
+        state.in_hand.insert(sequence, time);
+        state.taken = state.taken.max(sequence);
+    }
+
+    fn done(&self, sequence: u64) {
+        let waiters = {
+            let mut state = self.state();
+            // A second time where only our own acknowledgement had failed.
+            if state.in_hand.remove(&sequence).is_some() {
+                self.inner.relayed.inc();
+            }
+            state.waiters.remove(&sequence)
+        };
+        for waiter in waiters.into_iter().flatten() {
+            waiter.send(()).ok(); // Whoever stopped waiting need not know.
+        }
+    }
+
+    fn counted(&self, backlog: Backlog, last: u64, now: OffsetDateTime) {
+        let left = backlog.waiting + backlog.in_flight;
+        self.inner.backlog.set(i64::try_from(left).unwrap_or(i64::MAX));
+        let mut state = self.state();
+        if backlog.is_empty() {
+            state.floor = state.floor.max(last);
+        }
+        let oldest = state.in_hand.values().flatten().min();
+        let age = oldest.map_or(0, |oldest| (now - *oldest).whole_seconds().max(0));
+        self.inner.oldest.set(age);
+        let mut waiters = std::mem::take(&mut state.waiters);
+        // Drops, and so wakes, those whose event needs no waiting, and forgets who stopped waiting.
+        waiters.retain(|sequence, waiters| {
+            waiters.retain(|waiter| !waiter.is_closed());
+            !waiters.is_empty() && !state.is_acknowledged(*sequence)
+        });
+        state.waiters = waiters;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere leaves the state whole: each change of it is one step.
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
