@@ -6,9 +6,10 @@ use anyhow::Context as _;
 
 /// Where `scripts/test` installs what the system lacks.
 pub(crate) fn installed() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
-    target.join("tools")
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    // An absolute path replaces the workspace's; Cargo reads a relative one from there too, as a rule.
+    workspace.join(target).join("tools")
 }
 
 /// `NATS_SERVER` if set, then what `scripts/test` installed, then the `PATH`.
