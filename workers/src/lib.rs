@@ -6,14 +6,18 @@
 //! kept is left to the store.
 
 mod claims;
+mod database;
 mod metrics;
 mod notify;
 mod permissions;
 mod runtime;
+mod tls;
 
+pub use database::Database;
 pub use metrics::WorkerMetrics;
 pub use notify::{
-    ChannelKind, ChannelSettings, MailLogin, MailTls, NotifySettings, Recipient, WebhookFormat,
+    ChannelKind, ChannelSettings, Complaint, MailLogin, MailTls, Notify, NotifySettings, Recipient,
+    WebhookFormat,
 };
-pub use permissions::{GrantRule, PermissionsSettings, RuleError};
+pub use permissions::{GrantRule, Permissions, PermissionsSettings, RuleError};
 pub use runtime::{Cause, HandleError, RetryPolicy, Task, Worker, WorkerSettings, consumer_spec};

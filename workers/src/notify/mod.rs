@@ -5,10 +5,234 @@
 //! sending and taking note, the provider can tell the second one from a new one. The channel
 //! `record` keeps the message in the store and sends nothing.
 
-use std::fmt;
+mod mail;
+mod template;
+mod webhook;
 
+use std::{fmt, time::Duration};
+
+use anyhow::anyhow;
+use async_trait::async_trait;
+use futures_util::future::join_all;
 use secrecy::SecretString;
-use vestibule_events::Filter;
+use time::OffsetDateTime;
+use tokio::time::sleep;
+use vestibule_events::{ConnectorName, Filter, SignUpEvent};
+use vestibule_store::{Begun, Store, StoreError};
+
+use self::{
+    mail::Mail,
+    template::{Message, Templates},
+    webhook::Webhook,
+};
+use crate::{Cause, HandleError, Task, Worker};
+
+/// The worker `notify`.
+#[derive(Debug)]
+pub struct Notify {
+    channels: Vec<Channel>,
+    store: Store,
+}
+
+#[derive(Debug)]
+struct Channel {
+    name: String,
+    filter: Filter,
+    templates: Templates,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Record,
+    Webhook(Webhook),
+    Mail(Mail),
+}
+
+impl Notify {
+    pub const NAME: &'static str = "notify";
+
+    /// Compiles templates and addresses, with all complaints at once.
+    pub fn new(settings: NotifySettings, store: Store) -> Result<Self, Vec<Complaint>> {
+        Ok(Self { channels: channels(settings)?, store })
+    }
+
+    /// What `new` would complain about. Secrets may be stand-ins of the right shape.
+    pub fn check(settings: &NotifySettings) -> Result<(), Vec<Complaint>> {
+        channels(settings.clone()).map(drop)
+    }
+
+    /// One channel: render, begin, send, finish. What was sent before is not sent again.
+    async fn tell(&self, channel: &Channel, event: &SignUpEvent) -> Result<(), HandleError> {
+        let message = channel
+            .templates
+            .render(event)
+            .map_err(|failed| HandleError::park(Cause::InvalidTemplate, failed))?;
+        let now = OffsetDateTime::now_utc();
+        let name = channel.name.as_str();
+        match &channel.way {
+            Way::Record => {
+                let Message { subject, body } = &message;
+                self.store.record_notification(Self::NAME, event, name, subject, body, now).await?;
+            }
+            Way::Webhook(webhook) => {
+                let begun = self.store.begin_notification(Self::NAME, event, name, now).await?;
+                if let Begun::Send { idempotency_key } = begun {
+                    webhook.send(&message, event, name, &idempotency_key).await?;
+                    self.finish(event, name).await?;
+                }
+            }
+            Way::Mail(mail) => {
+                // Without an address there is nobody to tell, and nothing to retry or to mend.
+                let Some(mail) = mail.to(event, name, &message)? else {
+                    return Ok(());
+                };
+                let begun = self.store.begin_notification(Self::NAME, event, name, now).await?;
+                if let Begun::Send { .. } = begun {
+                    mail.send().await?;
+                    self.finish(event, name).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a message is out. Insists a little: if the note fails, the message goes out again.
+    async fn finish(&self, event: &SignUpEvent, channel: &str) -> Result<(), StoreError> {
+        for pause in [50, 200, 1000].map(Duration::from_millis) {
+            match self.finish_once(event, channel).await {
+                Err(StoreError::Unavailable(_)) => sleep(pause).await,
+                other => return other,
+            }
+        }
+        self.finish_once(event, channel).await
+    }
+
+    async fn finish_once(&self, event: &SignUpEvent, channel: &str) -> Result<(), StoreError> {
+        let now = OffsetDateTime::now_utc();
+        self.store.finish_notification(Self::NAME, event.id, channel, None, now).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl Worker for Notify {
+    fn name(&self) -> &str {
+        Self::NAME
+    }
+
+    /// All channels side by side, so that a slow one does not use up the time of the others.
+    async fn handle(&self, task: &Task) -> Result<(), HandleError> {
+        let event = &task.event;
+        let concerned = self.channels.iter().filter(|channel| channel.filter.matches(event));
+        let outcomes = join_all(concerned.map(async |channel| {
+            let outcome = self.tell(channel, event).await;
+            outcome.map_err(|error| named(error, &channel.name))
+        }))
+        .await;
+        outcomes.into_iter().fold(Ok(()), worst)
+    }
+}
+
+fn named(error: HandleError, channel: &str) -> HandleError {
+    let naming = || format!("channel `{channel}`");
+    match error {
+        HandleError::Retry { source, cause, after } => {
+            HandleError::Retry { source: source.context(naming()), cause, after }
+        }
+        HandleError::Park { source, cause } => {
+            HandleError::Park { source: source.context(naming()), cause }
+        }
+        store @ HandleError::StoreUnavailable(_) => store,
+    }
+}
+
+/// What becomes of an event whose channels ended differently.
+///
+/// As long as one channel may still get through, the event is tried again: those that are done are
+/// not told again, and those that refuse say so once more. It is parked when only they are left.
+fn worst(one: Result<(), HandleError>, other: Result<(), HandleError>) -> Result<(), HandleError> {
+    use HandleError::{Park, Retry, StoreUnavailable};
+    let both = |one: anyhow::Error, other: anyhow::Error| anyhow!("{one:#}; {other:#}");
+    match (one, other) {
+        (Ok(()), outcome) | (outcome, Ok(())) => outcome,
+        (Err(StoreUnavailable(source)), _) | (_, Err(StoreUnavailable(source))) => {
+            Err(StoreUnavailable(source))
+        }
+        (Err(Retry { source, cause, after }), Err(Retry { source: other, after: also, .. })) => {
+            Err(Retry { source: both(source, other), cause, after: after.max(also) })
+        }
+        (Err(Retry { source, cause, after }), Err(Park { source: other, .. }))
+        | (Err(Park { source: other, .. }), Err(Retry { source, cause, after })) => {
+            Err(Retry { source: both(source, other), cause, after })
+        }
+        (Err(Park { source, cause }), Err(Park { source: other, .. })) => {
+            Err(Park { source: both(source, other), cause })
+        }
+    }
+}
+
+/// Why a channel cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Which channel, from 0.
+    pub index: usize,
+    pub channel: String,
+    /// The setting that is at fault: `name`, `subject`, `body`, `url`, `headers`, `server`,
+    /// `login`, `from` or `to`.
+    pub key: &'static str,
+    pub message: String,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "channel `{}`: {}: {}", self.channel, self.key, self.message)
+    }
+}
+
+impl std::error::Error for Complaint {}
+
+/// A setting and what is wrong with it.
+type Fault = (&'static str, String);
+
+fn channels(settings: NotifySettings) -> Result<Vec<Channel>, Vec<Complaint>> {
+    let mut complaints = Vec::new();
+    let mut names = std::collections::HashSet::new();
+    let mut channels = Vec::new();
+    for (index, settings) in settings.channels.into_iter().enumerate() {
+        let name = settings.name.clone();
+        let mut faults = Vec::new();
+        // The name goes into header fields and file names of mail, so it is kept plain.
+        if name.parse::<ConnectorName>().is_err() {
+            let rule = "must be lower-case letters, digits and hyphens, a letter first";
+            faults.push(("name", rule.to_owned()));
+        } else if !names.insert(name.clone()) {
+            faults.push(("name", "there is another channel of this name".to_owned()));
+        }
+        channels.extend(channel(settings, &mut faults));
+        complaints.extend(faults.into_iter().map(|(key, message)| Complaint {
+            index,
+            channel: name.clone(),
+            key,
+            message,
+        }));
+    }
+    if complaints.is_empty() { Ok(channels) } else { Err(complaints) }
+}
+
+fn channel(settings: ChannelSettings, faults: &mut Vec<Fault>) -> Option<Channel> {
+    let ChannelSettings { name, filter, subject, body, kind } = settings;
+    let templates = Templates::compile(subject, body, faults);
+    let way = match kind {
+        ChannelKind::Record => Some(Way::Record),
+        ChannelKind::Webhook { url, format, headers } => {
+            Webhook::new(&url, format, &headers, faults).map(Way::Webhook)
+        }
+        ChannelKind::Mail { server, login, from, to, tls } => {
+            Mail::new(&server, login.as_ref(), &from, &to, tls, faults).map(Way::Mail)
+        }
+    };
+    Some(Channel { name, filter, templates: templates?, way: way? })
+}
 
 /// Where notifications go.
 #[derive(Clone, Debug, Default)]

@@ -67,13 +67,13 @@ impl RetryPolicy {
     fn pause(&self, failed_attempts: u32) -> Pause {
         // `backoff` spreads by ±f around its interval i. With i = planned·(1 + jitter/2) and
         // f = jitter/(2 + jitter) the spread is exactly from planned to planned·(1 + jitter).
-        let jitter = if self.jitter.is_finite() { self.jitter.clamp(0.0, 10.0) } else { 0.0 };
+        let jitter = finite(self.jitter).clamp(0.0, 10.0);
         let max = self.max.min(LONGEST);
         let mut planned = ExponentialBackoff {
             current_interval: self.initial.min(max),
             initial_interval: self.initial.min(max),
             randomization_factor: 0.0,
-            multiplier: self.multiplier.clamp(1.0, 1e6),
+            multiplier: finite(self.multiplier).clamp(1.0, 1e6),
             max_interval: max,
             max_elapsed_time: None,
             ..ExponentialBackoff::default()
@@ -102,6 +102,11 @@ impl RetryPolicy {
 
 /// Far above any sensible pause, and far below what overflows a `Duration` once multiplied.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A share or factor that is no number counts as none.
+fn finite(number: f64) -> f64 {
+    if number.is_finite() { number } else { 0.0 }
+}
 
 struct Pause {
     /// Without jitter.

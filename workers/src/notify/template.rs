@@ -1,0 +1,265 @@
+//! What a message says: templates, compiled and tried once, rendered with each event.
+//!
+//! Templates see `event` (id, kind, time, person), `signup` as rules do, and `decision` (action,
+//! message, rules). What the platform did not send renders as nothing.
+
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, value::Serde};
+use serde::Serialize;
+use time::format_description::well_known::Rfc3339;
+use vestibule_events::{Outcome, SignUpEvent};
+
+use super::Fault;
+use crate::claims::{SignUpView, sample};
+
+const SUBJECT: &str = "subject";
+const BODY: &str = "body";
+const VARIABLES: [&str; 3] = ["event", "signup", "decision"];
+
+/// Mail programs show less, and some servers refuse more.
+const SUBJECT_CHARS_MAX: usize = 200;
+
+/// What Teams takes, with room for the card around it. Claims may be long; messages are not.
+const BODY_CHARS_MAX: usize = 16 * 1024;
+
+/// A subject and a body that can be rendered.
+#[derive(Debug)]
+pub(super) struct Templates(Environment<'static>);
+
+/// Rendered. Holds personal data, so it has no `Debug`.
+pub(super) struct Message {
+    /// One line, never empty.
+    pub(super) subject: String,
+    pub(super) body: String,
+}
+
+/// A template that failed with an event. Says where, and nothing of the event.
+#[derive(Debug, thiserror::Error)]
+#[error("could not render the template `{template}`, line {line}: {what:?}")]
+pub(super) struct RenderFailed {
+    template: &'static str,
+    line: usize,
+    what: minijinja::ErrorKind,
+}
+
+impl Templates {
+    pub(super) fn compile(subject: String, body: String, faults: &mut Vec<Fault>) -> Option<Self> {
+        let mut environment = Environment::new();
+        // With `debug`, errors would quote the variables around them: personal data.
+        environment.set_debug(false);
+        environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+        // Messages are plain text; each format sees to its own quoting.
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        let before = faults.len();
+        for (name, source) in [(SUBJECT, subject), (BODY, body)] {
+            if let Err(error) = environment.add_template_owned(name, source) {
+                faults.push((name, in_words(&error)));
+            } else if let Err(fault) = try_out(&environment, name) {
+                faults.push((name, fault));
+            }
+        }
+        (faults.len() == before).then_some(Self(environment))
+    }
+
+    pub(super) fn render(&self, event: &SignUpEvent) -> Result<Message, RenderFailed> {
+        let subject = render(&self.0, SUBJECT, event)?;
+        let body = render(&self.0, BODY, event)?;
+        Ok(Message {
+            subject: one_line(&subject, event),
+            body: clip(body.trim_end(), BODY_CHARS_MAX),
+        })
+    }
+}
+
+fn render(
+    environment: &Environment<'_>,
+    template: &'static str,
+    event: &SignUpEvent,
+) -> Result<String, RenderFailed> {
+    let failed = |error: minijinja::Error| RenderFailed {
+        template,
+        line: error.line().unwrap_or_default(),
+        what: error.kind(),
+    };
+    environment
+        .get_template(template)
+        .and_then(|it| it.render(Serde(View::of(event))))
+        .map_err(failed)
+}
+
+/// Finds what would fail, or say nothing, with every event.
+fn try_out(environment: &Environment<'_>, name: &str) -> Result<(), String> {
+    let template = environment.get_template(name).map_err(|error| in_words(&error))?;
+    let globals: Vec<_> = environment.globals().map(|(name, _)| name.to_owned()).collect();
+    let mut unknown: Vec<_> = template
+        .undeclared_variables(true)
+        .into_iter()
+        .filter(|path| {
+            let mut parts = path.split('.');
+            let variable = parts.next().unwrap_or_default();
+            let member = parts.next();
+            let known = VARIABLES.contains(&variable) || globals.iter().any(|it| it == variable);
+            let member_known = match (variable, member) {
+                ("signup", Some(member)) => SignUpView::MEMBERS.contains(&member),
+                ("event", Some(member)) => EventView::MEMBERS.contains(&member),
+                ("decision", Some(member)) => DecisionView::MEMBERS.contains(&member),
+                _ => true,
+            };
+            !known || !member_known
+        })
+        .collect();
+    unknown.sort_unstable();
+    if !unknown.is_empty() {
+        return Err(format!(
+            "there is no `{}`; templates know event, signup and decision",
+            unknown.join("`, `")
+        ));
+    }
+    template.render(Serde(View::of(&sample()))).map(drop).map_err(|error| in_words(&error))
+}
+
+/// Only for errors with the sample: they may quote it.
+fn in_words(error: &minijinja::Error) -> String {
+    let detail = error.detail().map(|it| format!(": {it}")).unwrap_or_default();
+    match error.line() {
+        Some(line) => format!("line {line}: {}{detail}", error.kind()),
+        None => format!("{}{detail}", error.kind()),
+    }
+}
+
+/// No header can be broken out of, and no list of messages looks empty.
+fn one_line(subject: &str, event: &SignUpEvent) -> String {
+    let plain: String = subject.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let words: Vec<_> = plain.split_whitespace().collect();
+    if words.is_empty() {
+        return format!("Sign-up {}", event.kind);
+    }
+    clip(&words.join(" "), SUBJECT_CHARS_MAX)
+}
+
+/// The first `chars_max` characters, with a sign that there was more.
+pub(super) fn clip(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect(),
+    }
+}
+
+#[derive(Serialize)]
+struct View<'a> {
+    event: EventView<'a>,
+    signup: SignUpView<'a>,
+    decision: DecisionView<'a>,
+}
+
+#[derive(Serialize)]
+struct EventView<'a> {
+    id: uuid::Uuid,
+    kind: &'static str,
+    time: String,
+    person: &'a str,
+}
+
+#[derive(Serialize)]
+struct DecisionView<'a> {
+    action: &'static str,
+    message: &'a str,
+    rules: Vec<&'a str>,
+}
+
+impl EventView<'_> {
+    const MEMBERS: [&'static str; 4] = ["id", "kind", "time", "person"];
+}
+
+impl DecisionView<'_> {
+    const MEMBERS: [&'static str; 3] = ["action", "message", "rules"];
+}
+
+impl<'a> View<'a> {
+    fn of(event: &'a SignUpEvent) -> Self {
+        let message = match &event.decision.outcome {
+            Outcome::Continue { .. } => "",
+            Outcome::Reject { message, .. } | Outcome::Block { message } => message,
+        };
+        Self {
+            event: EventView {
+                id: event.id,
+                kind: event.kind.as_str(),
+                time: event.time.format(&Rfc3339).unwrap_or_default(),
+                person: event.person.as_str(),
+            },
+            signup: SignUpView::of(event),
+            decision: DecisionView {
+                action: event.decision.outcome.as_str(),
+                message,
+                rules: event.decision.reasons.iter().map(|it| it.rule.as_str()).collect(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn compile(subject: &str, body: &str) -> Result<Templates, Vec<Fault>> {
+        let mut faults = Vec::new();
+        Templates::compile(subject.into(), body.into(), &mut faults).ok_or(faults)
+    }
+
+    #[test]
+    fn a_message_is_rendered_from_the_event() {
+        let templates = compile(
+            "{{ event.kind }}: {{ signup.claims.displayName }}",
+            "{% for it in signup.identities %}{{ it.issuer }} {% endfor %}{{ signup.claims.city.name }}\
+             <{{ signup.email }}> at {{ event.time }} via {{ signup.connector | upper }}{{ decision.rules | join }}",
+        )
+        .unwrap();
+        let message = templates.render(&sample()).unwrap();
+        assert_eq!(message.subject, "accepted: Sample");
+        assert_eq!(
+            message.body,
+            "example.com <sample@example.com> at 2026-01-01T00:00:00Z via SAMPLE"
+        );
+    }
+
+    #[test]
+    fn what_cannot_work_is_found_before_the_first_event() {
+        for (subject, message) in [
+            ("{{ signup.emial }}", "signup.emial"),
+            ("{{ user }}", "user"),
+            ("{{ event.id", "line 1"),
+            ("{{ event.id | shout }}", "shout"),
+            ("{{ event.id / 2 }}", "line 1"),
+        ] {
+            let faults = compile(subject, "{{ event.idd }}").unwrap_err();
+            assert_eq!((faults[0].0, faults[1].0), ("subject", "body"));
+            assert!(faults[0].1.contains(message), "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn a_subject_stays_one_line_and_nothing_is_endless() {
+        let templates = compile("Hi {{ signup.claims.name }}", "{{ signup.claims.name }}").unwrap();
+        let mut event = sample();
+        event.sign_up.claims.insert("name".into(), json!("x\r\nBcc: eve@example.com\0"));
+        assert_eq!(templates.render(&event).unwrap().subject, "Hi x Bcc: eve@example.com");
+        event.sign_up.claims.insert("name".into(), json!("ä".repeat(100_000)));
+        let message = templates.render(&event).unwrap();
+        assert_eq!(message.subject.chars().count(), SUBJECT_CHARS_MAX);
+        assert_eq!(message.body.chars().count(), BODY_CHARS_MAX);
+
+        let empty = compile("{{ signup.claims.none }}", "").unwrap();
+        assert_eq!(empty.render(&event).unwrap().subject, "Sign-up accepted");
+    }
+
+    #[test]
+    fn a_failure_with_an_event_says_nothing_of_it() {
+        let templates = compile("s", "{{ signup.claims.age | int }}").unwrap();
+        let mut event = sample();
+        event.sign_up.claims.insert("age".into(), json!("secret"));
+        let error = templates.render(&event).err().unwrap().to_string();
+        assert!(error.contains("`body`, line 1") && !error.contains("secret"), "{error}");
+    }
+}
