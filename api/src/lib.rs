@@ -13,6 +13,7 @@ mod metrics;
 mod serve;
 mod server;
 mod settings;
+mod trace;
 
 pub use admin::{Check, Readiness, ReadinessReport, Status, admin_router};
 pub use auth::BasicCredential;

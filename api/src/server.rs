@@ -1,23 +1,74 @@
-//! The way of a sign-up.
+//! The way of a sign-up, from top to bottom.
+//!
+//! Authenticate, read, decide, store, answer. Every answer leaves within the connector's deadline,
+//! and says only what the log holds: a decision is answered once its event is durable. Where the
+//! log cannot say so in time the connector's `on_storage_failure` is the answer.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use axum::Router;
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody as _},
+    extract::{Path, Request, State, rejection::PathRejection},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    response::Response,
+    routing::any,
+};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use prometheus_client::registry::Registry;
-use vestibule_events::{ConnectorName, EventLog, PseudonymKey};
+use serde::Serialize;
+use time::OffsetDateTime;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use tracing::{debug, error, info, warn};
+use uuid::Uuid;
+use vestibule_events::{
+    AppendError, Appended, ConnectorName, Decision, EventLog, Kind, Outcome, PseudonymKey, SignUp,
+    SignUpEvent, Step,
+};
 
-use crate::ConnectorSettings;
+use crate::{
+    Answer, AnswerAfter, ConnectorSettings, OnStorageFailure, Problem,
+    auth::BasicCredentials,
+    contract::{self, Call},
+    decide,
+    metrics::{ConnectorMetrics, Metrics, Served, StorageFailure},
+    trace,
+};
 
 /// Handles to all that answering needs; cheap to clone.
 #[derive(Clone)]
-pub struct Api(#[expect(dead_code, reason = "skeleton")] Arc<Inner>);
+pub struct Api(Arc<Inner>);
 
-#[expect(dead_code, reason = "skeleton")]
 struct Inner {
     log: Arc<dyn EventLog>,
     key: Arc<PseudonymKey>,
-    connectors: HashMap<String, ConnectorSettings>,
+    connectors: HashMap<String, Connector>,
+    metrics: Arc<Metrics>,
+    /// An append goes on when its caller has stopped waiting, so what waits needs a bound.
+    appends: Arc<Semaphore>,
+    /// So that a full disk is reported once and not for every call.
+    storage_fails: AtomicBool,
 }
+
+/// A connector's settings, ready to use.
+struct Connector {
+    settings: ConnectorSettings,
+    credentials: BasicCredentials,
+    metrics: ConnectorMetrics,
+}
+
+/// At some 3 KB each, so many events waiting for a disk that hangs cost 30 MB.
+const APPENDS_MAX: usize = 10_000;
 
 /// Two connectors have the same name, so one of them could never be called.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,28 +76,389 @@ struct Inner {
 pub struct DuplicateConnector(pub ConnectorName);
 
 impl Api {
-    /// Registers its metrics in `registry`.
+    /// Registers its metrics, `vestibule_connector_…`, in `registry`.
     pub fn new(
         log: Arc<dyn EventLog>,
         key: Arc<PseudonymKey>,
         connectors: Vec<ConnectorSettings>,
         registry: &mut Registry,
     ) -> Result<Self, DuplicateConnector> {
-        let _ = registry;
-        let connectors =
-            connectors.into_iter().map(|it| (it.name.as_str().to_owned(), it)).collect();
-        Ok(Self(Arc::new(Inner { log, key, connectors })))
+        let metrics = Metrics::register(registry);
+        let mut by_name = HashMap::new();
+        for settings in connectors {
+            let name = settings.name.clone();
+            let connector = Connector {
+                credentials: BasicCredentials::new(&settings.credentials),
+                metrics: ConnectorMetrics::new(
+                    Arc::clone(&metrics),
+                    &settings.name,
+                    &settings.credentials,
+                    &settings.rules,
+                ),
+                settings,
+            };
+            if by_name.insert(name.as_str().to_owned(), connector).is_some() {
+                return Err(DuplicateConnector(name));
+            }
+        }
+        Ok(Self(Arc::new(Inner {
+            log,
+            key,
+            connectors: by_name,
+            metrics,
+            appends: Arc::new(Semaphore::new(APPENDS_MAX)),
+            storage_fails: AtomicBool::new(false),
+        })))
     }
 }
 
 impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Api")
+        let connectors: Vec<_> = self.0.connectors.keys().collect();
+        f.debug_struct("Api").field("connectors", &connectors).finish_non_exhaustive()
     }
 }
 
 /// `POST /connectors/<name>/<step>`, and `POST /connectors/<name>` where the body says the step.
 pub fn router(api: Api) -> Router {
-    let _ = api;
     Router::new()
+        .route("/connectors/{connector}/{step}", any(step_url))
+        .route("/connectors/{connector}", any(combined_url))
+        .fallback(unknown_url)
+        .with_state(api)
+}
+
+async fn step_url(
+    State(api): State<Api>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    request: Request,
+) -> Response {
+    let Ok(Path((connector, step))) = path else { return unknown_url(State(api)).await };
+    match Step::ALL.into_iter().find(|known| known.as_str() == step) {
+        Some(step) => answer(&api.0, &connector, Some(step), request).await,
+        None => unknown_url(State(api)).await,
+    }
+}
+
+async fn combined_url(
+    State(api): State<Api>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Response {
+    let Ok(Path(connector)) = path else { return unknown_url(State(api)).await };
+    answer(&api.0, &connector, None, request).await
+}
+
+async fn unknown_url(State(api): State<Api>) -> Response {
+    api.0.metrics.unknown_url.inc();
+    problem(ConnectorSettings::VERSION, Problem::NotFound)
+}
+
+/// Takes the time, counts, and puts what was found out into HTTP.
+async fn answer(api: &Inner, name: &str, url_step: Option<Step>, request: Request) -> Response {
+    let arrival = Instant::now();
+    let Some(connector) = api.connectors.get(name) else {
+        api.metrics.unknown_url.inc();
+        return problem(ConnectorSettings::VERSION, Problem::NotFound);
+    };
+    let version = &connector.settings.version;
+    let (step, served, response) = match take(api, connector, url_step, arrival, request).await {
+        Ok(Answered { step, served, outcome }) => {
+            let answer = Answer::new(version, step, &outcome);
+            (Some(step), served, json(answer.http_status(), &answer))
+        }
+        Err(it) => (url_step, Served::Problem(it), problem(version, it)),
+    };
+    connector.metrics.answered(step, served, arrival.elapsed());
+    response
+}
+
+struct Answered {
+    step: Step,
+    served: Served,
+    outcome: Outcome,
+}
+
+/// Authenticates, reads, decides, stores.
+///
+/// Nothing of the body is read before the caller is known. The event holds the decision and is
+/// durable before the answer leaves, so whoever hears an answer can rely on the event. Asked again
+/// about the same sign-up, as platforms do after a timeout, the log hands back the event it holds
+/// and the first answer is given again, even if the rules have changed since.
+async fn take(
+    api: &Inner,
+    connector: &Connector,
+    url_step: Option<Step>,
+    arrival: Instant,
+    request: Request,
+) -> Result<Answered, Problem> {
+    let (head, body) = request.into_parts();
+    let deadline = arrival + connector.settings.deadline;
+    // The other half is for the decision and its event.
+    let body_deadline = arrival + connector.settings.deadline / 2;
+
+    expect_post(&head.method)?;
+    connector.authenticate(&head.headers)?;
+    expect_json(&head.headers)?;
+    let body = read(body, connector.settings.body_bytes_max, body_deadline).await?;
+    let Call { sign_up, contradicts_url } =
+        contract::parse(&connector.settings.name, url_step, &body)?;
+    if contradicts_url {
+        connector.step_contradicted(sign_up.step);
+    }
+
+    let decision = connector.decide(&sign_up);
+    let step = sign_up.step;
+    if Kind::of(step, &decision.outcome).is_none() {
+        // Called at every sign-in: there is nothing to tell anybody, and so nothing to wait for.
+        let outcome = decision.outcome;
+        return Ok(Answered { step, served: Served::from(&outcome), outcome });
+    }
+
+    // What stands if the log fails us; the event takes the decision itself with it.
+    let let_through = match connector.settings.on_storage_failure {
+        OnStorageFailure::LetThrough => Some(decision.outcome.clone()),
+        OnStorageFailure::Refuse { .. } => None,
+    };
+    let event = event(&api.key, sign_up, decision, trace::parent(&head.headers));
+    Ok(match store(api, connector, event, deadline).await {
+        Ok(outcome) => Answered { step, served: Served::from(&outcome), outcome },
+        Err(failure) => connector.answer_without_storage(step, failure, let_through),
+    })
+}
+
+fn event(
+    key: &PseudonymKey,
+    sign_up: SignUp,
+    decision: Decision,
+    traceparent: Option<String>,
+) -> SignUpEvent {
+    let person = key.person(&sign_up);
+    let fingerprint = key.fingerprint(&sign_up, &person);
+    let now = OffsetDateTime::now_utc();
+    let event = SignUpEvent::decided(Uuid::now_v7(), now, person, fingerprint, sign_up, decision)
+        .expect("the caller made sure that this step makes events");
+    SignUpEvent { traceparent, ..event }
+}
+
+/// Stores the event and says what to answer: its decision or, for a repeated call, the first one.
+async fn store(
+    api: &Inner,
+    connector: &Connector,
+    event: SignUpEvent,
+    deadline: Instant,
+) -> Result<Outcome, StorageFailure> {
+    let appended = append(api, event, deadline).await;
+    let appended = match (appended, &connector.settings.answer_after) {
+        (Ok(appended), AnswerAfter::Stream(stream)) => {
+            timeout_at(deadline, stream.durable(appended.stored.sequence))
+                .await
+                .map(|()| appended)
+                .map_err(|_| StorageFailure::StreamLate)
+        }
+        (appended, _) => appended,
+    };
+    api.report_storage(appended.as_ref().err().copied());
+    let Appended { stored, duplicate } = appended?;
+    if duplicate {
+        connector.metrics.repeated.inc();
+    }
+    let event = stored.event;
+    debug!(
+        event = %event.id,
+        person = %event.person,
+        connector = %event.sign_up.connector,
+        step = %event.sign_up.step,
+        decision = event.decision.outcome.as_str(),
+        repeated = duplicate,
+        "answering a sign-up"
+    );
+    Ok(event.decision.outcome)
+}
+
+/// Appends on a task of its own: a platform that hangs up, or a deadline, ends the waiting for an
+/// append and never the append itself.
+async fn append(
+    api: &Inner,
+    event: SignUpEvent,
+    deadline: Instant,
+) -> Result<Appended, StorageFailure> {
+    let permit =
+        Arc::clone(&api.appends).try_acquire_owned().map_err(|_| StorageFailure::Crowded)?;
+    let log = Arc::clone(&api.log);
+    let id = event.id;
+    let append = tokio::spawn(async move {
+        let appended = log.append(event).await;
+        drop(permit);
+        appended
+    });
+    match timeout_at(deadline, append).await {
+        Ok(Ok(Ok(appended))) => Ok(appended),
+        Ok(Ok(Err(error))) => {
+            let failure = match error {
+                AppendError::NotStored(_) => StorageFailure::NotStored,
+                AppendError::Unknown(_) => StorageFailure::Unknown,
+            };
+            debug!(event = %id, error = &error as &dyn std::error::Error, "could not store an event");
+            Err(failure)
+        }
+        Ok(Err(_panicked)) => Err(StorageFailure::Unknown),
+        Err(_elapsed) => Err(StorageFailure::Late),
+    }
+}
+
+impl Inner {
+    /// Tells the log of the process when storing begins to fail, and when it works again.
+    fn report_storage(&self, failure: Option<StorageFailure>) {
+        match failure {
+            Some(failure) => {
+                if !self.storage_fails.swap(true, Ordering::Relaxed) {
+                    error!(
+                        cause = failure.as_str(),
+                        "events cannot be stored in time; sign-ups get the answer that \
+                         on_storage_failure names"
+                    );
+                }
+            }
+            // Read first: a write by every call would have the cores fight for the line.
+            None => {
+                if self.storage_fails.load(Ordering::Relaxed)
+                    && self.storage_fails.swap(false, Ordering::Relaxed)
+                {
+                    info!("events can be stored again");
+                }
+            }
+        }
+    }
+}
+
+impl Connector {
+    fn authenticate(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        match self.credentials.authenticate(headers) {
+            Ok(place) => {
+                self.metrics.credential_used(place);
+                Ok(())
+            }
+            Err(denied) => {
+                self.metrics.denied(denied);
+                Err(Problem::Unauthorized)
+            }
+        }
+    }
+
+    fn decide(&self, sign_up: &SignUp) -> Decision {
+        let rules = &self.settings.rules;
+        decide::evaluate(rules, sign_up, |place, failure| {
+            if self.metrics.rule_failed(place) {
+                warn!(
+                    connector = %self.settings.name,
+                    rule = rules.names().nth(place),
+                    cause = failure.as_str(),
+                    "a rule could not be evaluated and its on_error was applied; from now on \
+                     this is only counted"
+                );
+            }
+        })
+    }
+
+    fn step_contradicted(&self, step: Step) {
+        if self.metrics.step_contradictions.inc() == 0 {
+            warn!(
+                connector = %self.settings.name,
+                %step,
+                "a call to the URL of one step names another in its body; the URL holds, and from \
+                 now on this is only counted"
+            );
+        }
+    }
+
+    fn answer_without_storage(
+        &self,
+        step: Step,
+        failure: StorageFailure,
+        let_through: Option<Outcome>,
+    ) -> Answered {
+        self.metrics.storage_failed(failure);
+        match (&self.settings.on_storage_failure, let_through) {
+            (OnStorageFailure::LetThrough, Some(outcome)) => {
+                Answered { step, served: Served::LetThrough, outcome }
+            }
+            (OnStorageFailure::LetThrough, None) => unreachable!("kept for this case"),
+            (OnStorageFailure::Refuse { message }, _) => {
+                let outcome = Outcome::Block { message: message.clone() };
+                Answered { step, served: Served::WithoutStorage, outcome }
+            }
+        }
+    }
+}
+
+fn expect_post(method: &Method) -> Result<(), Problem> {
+    if method == Method::POST { Ok(()) } else { Err(Problem::MethodNotAllowed) }
+}
+
+/// `application/json`, with whatever parameters.
+fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let essence = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.as_bytes().split(|byte| *byte == b';').next());
+    match essence {
+        Some(essence) if essence.trim_ascii().eq_ignore_ascii_case(b"application/json") => Ok(()),
+        _ => Err(Problem::NotJsonContentType),
+    }
+}
+
+async fn read(body: Body, bytes_max: usize, deadline: Instant) -> Result<Bytes, Problem> {
+    // Where the length is announced there is no need to read first.
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(Problem::BodyTooLarge);
+    }
+    match timeout_at(deadline, Limited::new(body, bytes_max).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::BodyTooLarge),
+        Ok(Err(_)) => Err(Problem::BodyUnreadable),
+        Err(_elapsed) => Err(Problem::BodyTooSlow),
+    }
+}
+
+/// What a call gets that never became a sign-up. It names no action: an answer with one would be
+/// shown to the person as if it were a decision.
+fn problem(version: &str, problem: Problem) -> Response {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Body<'a> {
+        version: &'a str,
+        status: u16,
+        code: &'a str,
+        user_message: &'a str,
+    }
+    let body = Body {
+        version,
+        status: problem.status().as_u16(),
+        code: problem.code(),
+        user_message: problem.message(),
+    };
+    let mut response = json(problem.status(), &body);
+    let header: Option<(HeaderName, &'static str)> = match problem {
+        Problem::Unauthorized => {
+            Some((header::WWW_AUTHENTICATE, r#"Basic realm="vestibule", charset="UTF-8""#))
+        }
+        Problem::MethodNotAllowed => Some((header::ALLOW, "POST")),
+        // What is left of the body would be taken for the next call.
+        Problem::BodyTooSlow | Problem::BodyTooLarge => Some((header::CONNECTION, "close")),
+        _ => None,
+    };
+    if let Some((name, value)) = header {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(body).expect("text keys and JSON values always serialise");
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }

@@ -238,7 +238,7 @@ fn value(json: &Value) -> Box<dyn Val + '_> {
 }
 
 /// Names a member with text, the only way there is.
-fn member_name<'k>(key: &'k dyn Val) -> Result<&'k str, ExecutionError> {
+fn member_name(key: &dyn Val) -> Result<&str, ExecutionError> {
     key.downcast_ref::<CelString<'_>>().map(CelString::inner).ok_or_else(|| {
         ExecutionError::UnexpectedType {
             got: key.get_type().name().to_owned(),

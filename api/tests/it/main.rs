@@ -1,0 +1,10 @@
+//! The endpoint from the outside: calls go through the router, events into a real local log.
+
+mod admin;
+mod answers;
+mod bad_input;
+mod payloads;
+mod rules;
+mod serving;
+mod storage;
+mod support;

@@ -1,0 +1,162 @@
+//! A connector to call, and logs that misbehave.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Method, Request, StatusCode, header},
+};
+use futures_util::{StreamExt as _, stream::BoxStream};
+use http_body_util::BodyExt as _;
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use tower::ServiceExt as _;
+use vestibule_api::{Api, BasicCredential, ConnectorSettings, RuleSettings, Rules, router};
+use vestibule_events::{
+    AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, Filter, LocalLog,
+    LocalLogConfig, LogError, PseudonymKey, Replay, Retention, SignUpEvent, Start, Stored,
+};
+
+/// `entra` / `try-me`.
+pub(crate) const AUTHORIZATION: &str = "Basic ZW50cmE6dHJ5LW1l";
+
+/// A connector `partners` with a credential and the defaults.
+pub(crate) fn partners() -> ConnectorSettings {
+    let name = "partners".parse().expect("a valid name");
+    let credential = BasicCredential {
+        name: "first".to_owned(),
+        user: "entra".to_owned(),
+        password: "try-me".into(),
+    };
+    ConnectorSettings { credentials: vec![credential], ..ConnectorSettings::new(name) }
+}
+
+/// The same with rules.
+pub(crate) fn partners_with(rules: Vec<RuleSettings>) -> ConnectorSettings {
+    ConnectorSettings { rules: Rules::compile(rules).expect("rules compile"), ..partners() }
+}
+
+/// A router over a log.
+pub(crate) struct Endpoint<L> {
+    pub(crate) router: Router,
+    pub(crate) log: Arc<L>,
+    pub(crate) registry: Registry,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Endpoint<LocalLog> {
+    /// Over a real local log, which goes away with it.
+    pub(crate) async fn new(settings: ConnectorSettings) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let log = LocalLog::open(LocalLogConfig {
+            path: folder.path().join("events.db"),
+            duplicate_window: Duration::from_secs(600),
+            refusal_window: Duration::from_secs(30),
+            retention: Retention::For(Duration::from_secs(86_400)),
+        })
+        .await?;
+        Ok(Self { _folder: Some(folder), ..Endpoint::over(log, settings) })
+    }
+
+    /// Every event in the log.
+    pub(crate) async fn events(&self) -> anyhow::Result<Vec<SignUpEvent>> {
+        let replay = Replay {
+            start: Start::Beginning,
+            until: None,
+            filter: Filter::default(),
+            person: None,
+            follow: false,
+        };
+        let mut events = self.log.replay(replay).await?;
+        let mut all = Vec::new();
+        while let Some(stored) = events.next().await {
+            all.push(stored?.event);
+        }
+        Ok(all)
+    }
+}
+
+impl<L: EventLog> Endpoint<L> {
+    pub(crate) fn over(log: L, settings: ConnectorSettings) -> Self {
+        let log = Arc::new(log);
+        let mut registry = Registry::default();
+        let key = Arc::new(PseudonymKey::new(vec![7; 32]));
+        let api = Api::new(Arc::clone(&log) as Arc<dyn EventLog>, key, vec![settings], &mut registry)
+            .expect("one connector has no duplicate");
+        Self { router: router(api), log, registry, _folder: None }
+    }
+
+    /// A call with the right credentials.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Reply> {
+        self.call(request(path).body(Body::from(body.to_string()))?).await
+    }
+
+    pub(crate) async fn call(&self, request: Request<Body>) -> anyhow::Result<Reply> {
+        let (head, body) = self.router.clone().oneshot(request).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let body = serde_json::from_slice(&body)?;
+        Ok(Reply { status: head.status, headers: head.headers, body })
+    }
+
+    /// The metrics as they are scraped.
+    pub(crate) fn metrics(&self) -> anyhow::Result<String> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+/// A request that is right in everything, to spoil.
+pub(crate) fn request(path: &str) -> axum::http::request::Builder {
+    Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(header::AUTHORIZATION, AUTHORIZATION)
+        .header(header::CONTENT_TYPE, "application/json")
+}
+
+/// What a log does with an append in a test.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Misbehaviour {
+    NotStored,
+    Unknown,
+    /// Never comes back.
+    Hangs,
+}
+
+#[derive(Debug)]
+pub(crate) struct BadLog(pub(crate) Misbehaviour);
+
+#[async_trait]
+impl EventLog for BadLog {
+    async fn append(&self, _event: SignUpEvent) -> Result<Appended, AppendError> {
+        match self.0 {
+            Misbehaviour::NotStored => Err(AppendError::NotStored(anyhow::anyhow!("disk full"))),
+            Misbehaviour::Unknown => Err(AppendError::Unknown(anyhow::anyhow!("commit failed"))),
+            Misbehaviour::Hangs => std::future::pending().await,
+        }
+    }
+
+    async fn consumer(&self, _spec: ConsumerSpec) -> Result<Box<dyn Consumer>, LogError> {
+        Err(LogError::Refused(anyhow::anyhow!("this log is for appends")))
+    }
+
+    async fn replay(
+        &self,
+        _replay: Replay,
+    ) -> Result<BoxStream<'static, Result<Stored, LogError>>, LogError> {
+        Err(LogError::Refused(anyhow::anyhow!("this log is for appends")))
+    }
+
+    async fn backlog(&self, _consumer: &str) -> Result<Option<Backlog>, LogError> {
+        Ok(None)
+    }
+}
