@@ -40,8 +40,8 @@ impl Store {
     }
 }
 
-/// Where the rows of each effect are.
-const COUNTED: [(&str, fn(&mut Effects) -> &mut u32); 5] = [
+/// Where the rows of each effect are, and where their number goes.
+const COUNTED: [(&str, Field); 5] = [
     ("sign_ups WHERE", |effects| &mut effects.sign_ups),
     ("person_changes WHERE", |effects| &mut effects.person_changes),
     ("grant_sets WHERE", |effects| &mut effects.grant_sets),
@@ -49,6 +49,8 @@ const COUNTED: [(&str, fn(&mut Effects) -> &mut u32); 5] = [
     ("notifications WHERE state <> 'sending' AND", |effects| &mut effects.notifications),
     ("dead_letters WHERE", |effects| &mut effects.dead_letters),
 ];
+
+type Field = fn(&mut Effects) -> &mut u32;
 
 async fn count_rows(
     session: &mut Session,

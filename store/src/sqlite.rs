@@ -124,35 +124,46 @@ impl Group {
         if let Err(error) = self.undo_unfinished(limit).await {
             self.fail(&error).await;
         }
-        if self.connection.is_none() {
-            self.connection = Some(within(limit, self.options.connect()).await?);
+        let begun = self.begin(limit).await;
+        if let Err(error) = &begun {
+            self.fail(error).await;
         }
-        let connection = self.connection.as_mut().expect("it was just opened");
+        begun
+    }
+
+    /// The flags are set before the statements: whoever is dropped in the middle of one cannot
+    /// know whether it took effect, and to undo what never was does no harm.
+    async fn begin(&mut self, limit: Duration) -> Result<(), StoreError> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            None => self.connection.insert(within(limit, self.options.connect()).await?),
+        };
         if !self.open {
-            // Set first: dropped in the middle of the statement, we cannot know.
             self.open = true;
-            if let Err(error) = within(limit, connection.execute("BEGIN IMMEDIATE")).await {
-                self.fail(&error).await;
-                return Err(error);
-            }
+            within(limit, connection.execute("BEGIN IMMEDIATE")).await?;
         }
         self.unfinished = true;
-        if let Err(error) = within(limit, connection.execute("SAVEPOINT turn")).await {
-            self.fail(&error).await;
-            return Err(error);
-        }
+        within(limit, connection.execute("SAVEPOINT turn")).await?;
         Ok(())
     }
 
     /// Makes the group durable and tells everybody who waits for it.
     async fn commit(&mut self, limit: Duration) {
-        let outcome = match self.undo_unfinished(limit).await {
-            Ok(()) => self.commit_open(limit).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(()) => self.waiting.drain(..).for_each(|waiting| drop(waiting.send(Ok(())))),
-            Err(error) => self.fail(&error).await,
+        if let Err(error) = self.undo_unfinished(limit).await {
+            return self.fail(&error).await;
+        }
+        if let Err(error) = self.commit_open(limit).await {
+            // Who is alone in the group is told the error itself. Of several nobody can say whose
+            // fault it was; they try again, sooner or later alone.
+            let alone = if self.waiting.len() == 1 { self.waiting.pop() } else { None };
+            self.fail(&error).await;
+            if let Some(waiting) = alone {
+                let _ = waiting.send(Err(error));
+            }
+            return;
+        }
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.send(Ok(()));
         }
     }
 
@@ -181,9 +192,8 @@ impl Group {
         self.open = false;
         self.unfinished = false;
         for waiting in self.waiting.drain(..) {
-            let _ = waiting.send(Err(StoreError::Unavailable(Cause::new(format!(
-                "the commit of a group failed: {error}"
-            )))));
+            let what = format!("a commit shared with others failed: {}", error.cause());
+            let _ = waiting.send(Err(StoreError::Unavailable(Cause::new(what))));
         }
     }
 }

@@ -1,6 +1,13 @@
 //! The store: which database, and how to reach it.
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
@@ -97,7 +104,7 @@ impl Store {
     /// A server that is down is [`StoreError::Unavailable`] after `acquire_timeout`.
     pub async fn open(url: &StoreUrl, options: StoreOptions) -> Result<Self, StoreError> {
         let database = match url {
-            StoreUrl::Sqlite(path) => open_sqlite(path.clone(), options).await?,
+            StoreUrl::Sqlite(path) => open_sqlite(path, options).await?,
             StoreUrl::Postgres(url) => open_postgres(url, options)?,
         };
         let store = Self { database: Arc::new(database), options };
@@ -135,7 +142,8 @@ impl Store {
     }
 }
 
-async fn open_sqlite(path: PathBuf, options: StoreOptions) -> Result<Database, StoreError> {
+async fn open_sqlite(path: &Path, options: StoreOptions) -> Result<Database, StoreError> {
+    create_private(path)?;
     let file = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -152,6 +160,24 @@ async fn open_sqlite(path: PathBuf, options: StoreOptions) -> Result<Database, S
         .test_before_acquire(false)
         .connect_lazy_with(file.clone().create_if_missing(false).pragma("query_only", "on"));
     Ok(Database::Sqlite { file, writer, readers })
+}
+
+/// Creates the file so that only we may read it: people's data will be in it. SQLite gives the
+/// files beside it (`-wal`, `-shm`) the same permissions.
+fn create_private(path: &Path) -> Result<(), StoreError> {
+    let mut file = std::fs::OpenOptions::new();
+    file.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
+    match file.open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let folder = path.parent().unwrap_or(path).display();
+            Err(StoreError::Misconfigured(Cause::new(format!("there is no folder {folder}"))))
+        }
+        Err(error) => Err(StoreError::Unavailable(Cause::new(error.to_string()))),
+    }
 }
 
 fn open_postgres(url: &SecretString, options: StoreOptions) -> Result<Database, StoreError> {

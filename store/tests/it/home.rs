@@ -1,0 +1,126 @@
+//! A database of our own, and events to put into it.
+
+use std::{path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection};
+use tempfile::TempDir;
+use time::{OffsetDateTime, macros::datetime};
+use uuid::Uuid;
+use vestibule_events::{
+    Decision, Email, Outcome, Protocol, PseudonymKey, SignUp, SignUpEvent, Step,
+};
+use vestibule_store::{Store, StoreOptions, StoreUrl};
+use vestibule_testkit::Postgres;
+
+pub(crate) const NOW: OffsetDateTime = datetime!(2026-11-22 10:00:00.123456 UTC);
+
+/// A server or a directory, taken away when dropped.
+pub(crate) enum Home {
+    Sqlite(TempDir),
+    Postgres(Postgres),
+}
+
+impl Home {
+    pub(crate) fn sqlite() -> anyhow::Result<Self> {
+        Ok(Self::Sqlite(tempfile::tempdir()?))
+    }
+
+    pub(crate) async fn postgres() -> anyhow::Result<Self> {
+        Ok(Self::Postgres(Postgres::start().await?))
+    }
+
+    pub(crate) fn url(&self) -> StoreUrl {
+        match self {
+            Self::Sqlite(directory) => StoreUrl::Sqlite(file_in(directory)),
+            Self::Postgres(server) => StoreUrl::Postgres(SecretString::from(server.url())),
+        }
+    }
+
+    /// The store as it is found at the first start.
+    pub(crate) async fn empty_store(&self) -> anyhow::Result<Store> {
+        Ok(Store::open(&self.url(), options()).await?)
+    }
+
+    pub(crate) async fn store(&self) -> anyhow::Result<Store> {
+        let store = self.empty_store().await?;
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    /// Statements behind the store's back.
+    pub(crate) async fn execute(&self, sql: &str) -> anyhow::Result<()> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Self::Sqlite(directory) => {
+                let url = format!("sqlite://{}", file_in(directory).display());
+                let mut connection = sqlx::SqliteConnection::connect(&url).await?;
+                sqlx::raw_sql(sql).execute(&mut connection).await?;
+                connection.close().await?;
+            }
+            Self::Postgres(server) => {
+                let mut connection = sqlx::PgConnection::connect(&server.url()).await?;
+                sqlx::raw_sql(sql).execute(&mut connection).await?;
+                connection.close().await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn file_in(directory: &TempDir) -> PathBuf {
+    directory.path().join("store.db")
+}
+
+/// Short limits, so that a test of a limit does not take long; long enough for a busy machine.
+pub(crate) fn options() -> StoreOptions {
+    StoreOptions {
+        connections: 4,
+        acquire_timeout: Duration::from_secs(20),
+        statement_timeout: Duration::from_secs(20),
+    }
+}
+
+pub(crate) fn impatient() -> StoreOptions {
+    StoreOptions {
+        connections: 4,
+        acquire_timeout: Duration::from_secs(1),
+        statement_timeout: Duration::from_secs(1),
+    }
+}
+
+/// The `number`th event, by somebody of that name; a higher number is a newer event.
+pub(crate) fn event(number: u32, name: &str) -> SignUpEvent {
+    event_with(number, name, serde_json::json!({ "city": "London" }), serde_json::json!({}))
+}
+
+pub(crate) fn event_with(number: u32, name: &str, claims: Value, changed: Value) -> SignUpEvent {
+    let object = |value: Value| value.as_object().cloned().unwrap_or_default();
+    let sign_up = SignUp {
+        connector: "partners".parse().expect("a valid name"),
+        protocol: Protocol::ApiConnector,
+        step: Step::BeforeCreate,
+        email: Some(Email::new(format!("{name}@example.com"))),
+        identities: vec![],
+        claims: object(claims),
+        client: Some("client".to_owned()),
+        locale: Some("en-GB".to_owned()),
+        object_id: None,
+        correlation_id: None,
+    };
+    let key = PseudonymKey::new(vec![7; 32]);
+    let person = key.person(&sign_up);
+    let fingerprint = key.fingerprint(&sign_up, &person);
+    let decision =
+        Decision { outcome: Outcome::Continue { claims: object(changed) }, reasons: vec![] };
+    let time = NOW + Duration::from_secs(number.into());
+    let milliseconds = u64::try_from(time.unix_timestamp_nanos() / 1_000_000).expect("after 1970");
+    let id = uuid::Builder::from_unix_timestamp_millis(milliseconds, &[7; 10]).into_uuid();
+    SignUpEvent::decided(id, time, person, fingerprint, sign_up, decision)
+        .expect("this step makes an event")
+}
+
+pub(crate) fn unknown_event() -> Uuid {
+    event(1_000_000, "nobody").id
+}
