@@ -87,10 +87,12 @@ impl From<sqlx::Error> for StoreError {
             }
             // An answer cut short looks like a violation of the protocol.
             sqlx::Error::Protocol(_)
-            | sqlx::Error::Tls(_)
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
             | sqlx::Error::BeginFailed => Verdict::Unavailable.with("the connection was lost"),
+            sqlx::Error::Tls(_) => {
+                Verdict::Misconfigured.with("the server and we do not agree on TLS")
+            }
             sqlx::Error::Configuration(_) => {
                 Verdict::Misconfigured.with("the address of the database cannot be read")
             }
