@@ -59,8 +59,8 @@ impl Reader {
     ) -> Result<VecDeque<Row>, LogError> {
         let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
             "select sequence, event from events
-             where sequence between ? and ? and (?3 is null or instr(event, ?3) > 0)
-             order by sequence limit ?",
+             where sequence between ?1 and ?2 and (?3 is null or instr(event, ?3) > 0)
+             order by sequence limit ?4",
         )
         .bind(signed(from))
         .bind(signed(through))
@@ -117,7 +117,7 @@ impl Reader {
         } else {
             // What cannot be read is delivered to everybody, so it counts.
             sqlx::query_scalar(
-                "select count(*) from events where sequence between ? and ? and (
+                "select count(*) from events where sequence between ?1 and ?2 and (
                      not json_valid(event)
                      or ((?3 = '[]' or event ->> '$.type' in (select value from json_each(?3)))
                      and (?4 = '[]' or event ->> '$.source' in (select value from json_each(?4)))))",
