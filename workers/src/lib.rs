@@ -11,6 +11,8 @@ mod metrics;
 mod notify;
 mod permissions;
 mod runtime;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 pub use database::Database;
@@ -20,4 +22,6 @@ pub use notify::{
     WebhookFormat,
 };
 pub use permissions::{GrantRule, Permissions, PermissionsSettings, RuleError};
-pub use runtime::{Cause, HandleError, RetryPolicy, Task, Worker, WorkerSettings, consumer_spec};
+pub use runtime::{
+    Cause, HandleError, RetryPolicy, Task, Worker, WorkerSettings, consumer_spec, run,
+};
