@@ -7,6 +7,8 @@
 
 mod mail;
 mod template;
+#[cfg(test)]
+mod tests;
 mod webhook;
 
 use std::{fmt, time::Duration};

@@ -9,6 +9,8 @@
 mod attempt;
 mod order;
 mod retry;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::{fmt, sync::Arc, time::Duration};

@@ -1,0 +1,274 @@
+//! What the tests of all workers share: a real log and a real store, in a directory of their own.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use async_trait::async_trait;
+use futures_util::{future::BoxFuture, stream::BoxStream};
+use tempfile::TempDir;
+use time::OffsetDateTime;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use vestibule_events::{
+    Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, Email, EventLog,
+    LocalLog, LocalLogConfig, LogError, PseudonymKey, Replay, Retention, SignUpEvent, Stored,
+};
+use vestibule_store::{Store, StoreOptions, StoreUrl};
+use vestibule_testkit::eventually;
+
+use crate::{HandleError, RetryPolicy, Task, Worker, WorkerMetrics, WorkerSettings, claims, run};
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// A log and a store.
+pub(crate) struct Stage {
+    pub(crate) log: LocalLog,
+    pub(crate) store: Store,
+    pub(crate) directory: TempDir,
+}
+
+impl Stage {
+    pub(crate) async fn open() -> anyhow::Result<Self> {
+        let directory = TempDir::new()?;
+        let url = StoreUrl::Sqlite(directory.path().join("store.db"));
+        Self::with_store(directory, &url).await
+    }
+
+    pub(crate) async fn with_store(directory: TempDir, url: &StoreUrl) -> anyhow::Result<Self> {
+        let options =
+            StoreOptions { acquire_timeout: Duration::from_millis(500), ..StoreOptions::default() };
+        let store = Store::open(url, options).await?;
+        store.migrate().await?;
+        let log = LocalLog::open(log_config(&directory)).await?;
+        Ok(Self { log, store, directory })
+    }
+
+    /// Appends the sign-up of a person, each time a new one.
+    pub(crate) async fn sign_up(&self, person: &str) -> anyhow::Result<SignUpEvent> {
+        Ok(self.log.append(sign_up(person)).await?.stored.event)
+    }
+
+    pub(crate) fn start(&self, worker: impl Worker, settings: WorkerSettings) -> Running {
+        self.start_over(Arc::new(self.log.clone()), worker, settings)
+    }
+
+    pub(crate) fn start_over(
+        &self,
+        log: Arc<dyn EventLog>,
+        worker: impl Worker,
+        settings: WorkerSettings,
+    ) -> Running {
+        let (stop, metrics) = (CancellationToken::new(), WorkerMetrics::default());
+        let worker = Arc::new(worker);
+        let store = self.store.clone();
+        let task = tokio::spawn(run(worker, settings, log, store, metrics.clone(), stop.clone()));
+        Running { task, stop, metrics }
+    }
+
+    /// Waits until everything in the log is done for a worker.
+    pub(crate) async fn idle(&self, worker: &str) -> anyhow::Result<()> {
+        eventually(LIMIT, "the worker has acknowledged everything", async || {
+            let backlog = self.log.backlog(worker).await?;
+            Ok::<_, LogError>(backlog.is_some_and(|it| it.is_empty()))
+        })
+        .await
+    }
+}
+
+pub(crate) fn log_config(directory: &TempDir) -> LocalLogConfig {
+    LocalLogConfig {
+        path: directory.path().join("events.db"),
+        duplicate_window: Duration::from_secs(600),
+        refusal_window: Duration::from_secs(30),
+        retention: Retention::For(Duration::from_secs(86_400)),
+    }
+}
+
+pub(crate) fn sign_up(person: &str) -> SignUpEvent {
+    let mut event = claims::sample();
+    event.id = Uuid::now_v7();
+    let now = OffsetDateTime::now_utc();
+    event.time = now.replace_millisecond(now.millisecond()).unwrap();
+    event.sign_up.email = Some(Email::new(format!("{person}@example.com")));
+    event.sign_up.correlation_id = Some(event.id.to_string());
+    let key = PseudonymKey::new(vec![1; 32]);
+    event.person = key.person(&event.sign_up);
+    event.fingerprint = key.fingerprint(&event.sign_up, &event.person);
+    event
+}
+
+pub(crate) fn task(event: SignUpEvent) -> Task {
+    Task { event, sequence: 1, attempt: 1 }
+}
+
+/// Settings that fail fast.
+pub(crate) fn settings(tries: u32) -> WorkerSettings {
+    let retry = RetryPolicy {
+        initial: Duration::from_millis(5),
+        multiplier: 1.0,
+        jitter: 0.0,
+        tries,
+        ..RetryPolicy::default()
+    };
+    WorkerSettings { retry, ..WorkerSettings::default() }
+}
+
+/// A worker at work.
+pub(crate) struct Running {
+    pub(crate) task: JoinHandle<anyhow::Result<()>>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) metrics: WorkerMetrics,
+}
+
+impl Running {
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        tokio::time::timeout(LIMIT, self.task).await.context("the worker did not stop")??
+    }
+
+    pub(crate) fn metrics(&self, worker: &str) -> crate::metrics::OneWorker {
+        self.metrics.of(worker)
+    }
+}
+
+/// A worker that does what the test says, and remembers whose events it was given.
+pub(crate) struct Scripted {
+    act: Box<dyn Fn(Task) -> BoxFuture<'static, Result<(), HandleError>> + Send + Sync>,
+    pub(crate) seen: Arc<Mutex<Vec<Uuid>>>,
+}
+
+pub(crate) const SCRIPTED: &str = "scripted";
+
+impl Scripted {
+    pub(crate) fn new<F>(act: impl Fn(Task) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), HandleError>> + Send + 'static,
+    {
+        Self { act: Box::new(move |task| Box::pin(act(task))), seen: Arc::default() }
+    }
+}
+
+impl fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scripted")
+    }
+}
+
+#[async_trait]
+impl Worker for Scripted {
+    fn name(&self) -> &str {
+        SCRIPTED
+    }
+
+    async fn handle(&self, task: &Task) -> Result<(), HandleError> {
+        self.seen.lock().unwrap().push(task.event.id);
+        (self.act)(task.clone()).await
+    }
+}
+
+/// A log with a bad connection: it loses as many calls of each sort as it is told to.
+#[derive(Clone, Debug)]
+pub(crate) struct Shaky {
+    log: LocalLog,
+    pub(crate) faults: Arc<Faults>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) consumer: AtomicU32,
+    pub(crate) next: AtomicU32,
+    pub(crate) ack: AtomicU32,
+    /// From now on, `next` is refused for good.
+    pub(crate) refuse: std::sync::atomic::AtomicBool,
+    /// How often a heartbeat came through.
+    pub(crate) progress: AtomicU32,
+    pub(crate) changed: tokio::sync::Notify,
+}
+
+impl Shaky {
+    pub(crate) fn new(log: LocalLog) -> Self {
+        Self { log, faults: Arc::default() }
+    }
+}
+
+fn lost(left: &AtomicU32) -> Result<(), LogError> {
+    let lost = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+    lost.map_or(Ok(()), |_| Err(LogError::Unavailable(anyhow!("the test cut the line"))))
+}
+
+#[async_trait]
+impl EventLog for Shaky {
+    async fn append(&self, event: SignUpEvent) -> Result<Appended, AppendError> {
+        self.log.append(event).await
+    }
+
+    async fn consumer(&self, spec: ConsumerSpec) -> Result<Box<dyn Consumer>, LogError> {
+        lost(&self.faults.consumer)?;
+        let consumer = self.log.consumer(spec).await?;
+        Ok(Box::new(ShakyConsumer { consumer, faults: self.faults.clone() }))
+    }
+
+    async fn replay(
+        &self,
+        replay: Replay,
+    ) -> Result<BoxStream<'static, Result<Stored, LogError>>, LogError> {
+        self.log.replay(replay).await
+    }
+
+    async fn backlog(&self, consumer: &str) -> Result<Option<Backlog>, LogError> {
+        self.log.backlog(consumer).await
+    }
+}
+
+#[derive(Debug)]
+struct ShakyConsumer {
+    consumer: Box<dyn Consumer>,
+    faults: Arc<Faults>,
+}
+
+#[async_trait]
+impl Consumer for ShakyConsumer {
+    async fn next(&mut self) -> Result<Delivery, LogError> {
+        lost(&self.faults.next)?;
+        if self.faults.refuse.load(Ordering::SeqCst) {
+            return Err(LogError::Refused(anyhow!("the test forbids it")));
+        }
+        let delivery = self.consumer.next().await?;
+        let faults = self.faults.clone();
+        let acknowledge = Box::new(ShakyAck { acknowledge: delivery.acknowledge, faults });
+        Ok(Delivery { acknowledge, ..delivery })
+    }
+}
+
+#[derive(Debug)]
+struct ShakyAck {
+    acknowledge: Box<dyn Acknowledge>,
+    faults: Arc<Faults>,
+}
+
+#[async_trait]
+impl Acknowledge for ShakyAck {
+    async fn ack(&self) -> Result<(), LogError> {
+        lost(&self.faults.ack)?;
+        self.acknowledge.ack().await
+    }
+
+    async fn nack(&self, delay: Duration) -> Result<(), LogError> {
+        self.acknowledge.nack(delay).await
+    }
+
+    async fn progress(&self) -> Result<(), LogError> {
+        self.acknowledge.progress().await?;
+        self.faults.progress.fetch_add(1, Ordering::SeqCst);
+        self.faults.changed.notify_waiters();
+        Ok(())
+    }
+}
