@@ -137,7 +137,7 @@ impl Postgres {
             chown(directory.path(), Some(uid), Some(gid))
                 .context("could not hand the data directory to the user of PostgreSQL")?;
         }
-        let template = template(user).await?;
+        let template = template(user)?;
         copy_tree(&template, &directory.path().join("data"))?;
         let mut postgres = Self { server: None, port: 0, user, durable, directory };
 
@@ -239,9 +239,9 @@ fn server_user() -> anyhow::Result<Option<User>> {
 
 /// A freshly made data directory to copy from, which takes a tenth of the time of making one.
 ///
-/// It is kept with the other test tools. Several tests may make it at once: the first to move its own
-/// into place wins, and the others throw theirs away.
-async fn template(user: Option<User>) -> anyhow::Result<PathBuf> {
+/// It is kept with the other test tools. Of several tests that want it at once, one makes it and the
+/// others wait.
+fn template(user: Option<User>) -> anyhow::Result<PathBuf> {
     let bin = tools::postgres_bin()?;
     let version = run(Command::new(bin.join("postgres")).arg("--version"))?;
     let version: String = version
@@ -258,6 +258,14 @@ async fn template(user: Option<User>) -> anyhow::Result<PathBuf> {
         return Ok(template);
     }
 
+    std::fs::create_dir_all(&parent)
+        .with_context(|| format!("could not create {}", parent.display()))?;
+    // Given back when the file is closed, so also when we die.
+    let turn = std::fs::File::create(parent.join("postgres-template.lock"))?;
+    turn.lock().context("could not wait for another test that prepares PostgreSQL")?;
+    if template.exists() {
+        return Ok(template);
+    }
     let workplace = workdir::create()?;
     if let Some(User { uid, gid }) = user {
         chown(workplace.path(), Some(uid), Some(gid))
@@ -280,13 +288,11 @@ async fn template(user: Option<User>) -> anyhow::Result<PathBuf> {
     single.args(["--single", "-F", "-D"]).arg(&data).arg("postgres").stdin(Stdio::piped());
     run_with_input(&mut single, &format!("create database {NAME}\n"))?;
 
-    std::fs::create_dir_all(&parent)
-        .with_context(|| format!("could not create {}", parent.display()))?;
+    // Moved into place when complete: who finds the template need not ask whose turn it is.
     let mine = tempfile::Builder::new().prefix("postgres-template-").tempdir_in(&parent)?;
     copy_tree(&data, &mine.path().join("data"))?;
-    if let Err(error) = std::fs::rename(mine.path().join("data"), &template) {
-        ensure!(template.exists(), "could not keep the PostgreSQL template: {error}");
-    }
+    std::fs::rename(mine.path().join("data"), &template)
+        .context("could not keep the PostgreSQL template")?;
     Ok(template)
 }
 

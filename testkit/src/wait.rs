@@ -66,3 +66,38 @@ pub async fn eventually<C: Condition>(
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn what_was_found_is_handed_back_once_it_is_there() -> anyhow::Result<()> {
+        let mut asked = 0;
+        let found = eventually(Duration::from_secs(10), "asked thrice", async || {
+            asked += 1;
+            (asked == 3).then_some(asked)
+        });
+        assert_eq!(found.await?, 3);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn in_vain_the_error_says_what_was_waited_for_and_why_it_could_not_be_seen() {
+        let never = eventually(SHORT, "pigs fly", async || false).await.unwrap_err();
+        assert!(never.to_string().contains("pigs fly"));
+
+        let blind =
+            eventually(SHORT, "pigs fly", async || Err::<bool, _>(anyhow::anyhow!("it is dark")));
+        let blind = format!("{:#}", blind.await.unwrap_err());
+        assert!(blind.contains("pigs fly") && blind.contains("it is dark"), "{blind}");
+    }
+
+    #[tokio::test]
+    async fn a_condition_that_hangs_is_cut_off() {
+        let hung = eventually(SHORT, "an answer comes", std::future::pending::<bool>).await;
+        assert!(hung.is_err());
+    }
+}
