@@ -1,9 +1,16 @@
 //! The local log: what every log promises, and what only this one does.
 
+mod crash;
+mod faults;
+mod model;
+mod processes;
+mod trimming;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_trait::async_trait;
+use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use vestibule_events::{EventLog, LocalLog, LocalLogConfig, Retention};
 
@@ -20,6 +27,12 @@ impl LocalPlace {
         Ok(Self { directory: tempfile::tempdir()?, opened: std::sync::Mutex::default() })
     }
 
+    /// Closes what was opened last.
+    pub(crate) async fn close(&self) -> anyhow::Result<()> {
+        let opened = self.opened.lock().expect("no test panics here").take();
+        Ok(opened.context("nothing is open")?.close().await?)
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         self.directory.path().join("data/events.db")
     }
@@ -32,6 +45,12 @@ impl LocalPlace {
             retention: Retention::For(Duration::from_secs(400 * 86_400)),
         }
     }
+}
+
+/// A connection to do to a log what no log does.
+async fn sqlite(place: &LocalPlace) -> anyhow::Result<SqliteConnection> {
+    let options = SqliteConnectOptions::new().filename(place.path());
+    Ok(SqliteConnection::connect_with(&options).await?)
 }
 
 #[async_trait]
@@ -48,8 +67,7 @@ impl Place for LocalPlace {
 
     async fn restart(&self, log: Arc<dyn EventLog>) -> anyhow::Result<Arc<dyn EventLog>> {
         drop(log);
-        let opened = self.opened.lock().expect("no test panics here").take();
-        opened.context("nothing is open")?.close().await?;
+        self.close().await?;
         self.open().await
     }
 }

@@ -1,0 +1,197 @@
+//! What goes wrong on a disk, and what becomes of it.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, ensure};
+use futures_util::{StreamExt, future::join_all};
+use sqlx::Connection;
+use vestibule_events::{AppendError, ConsumerSpec, EventLog, Filter, Kind, LocalLog, LogError};
+
+use super::{LocalPlace, sqlite};
+use crate::{
+    contract::{Place, all, append, next, number_of, replay, soon, spec},
+    sample::call,
+};
+
+#[tokio::test]
+async fn a_group_that_fails_is_not_stored_and_the_next_one_is() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+    let mut stored = append(&log, 1..=2).await?;
+    let mut sqlite = sqlite(&place).await?;
+
+    sqlx::raw_sql(
+        "create trigger full before insert on events when new.sequence > 4
+         begin select raise(abort, 'full'); end",
+    )
+    .execute(&mut sqlite)
+    .await?;
+    let failed = join_all((3..=40).map(|number| log.append(call(number).event()))).await;
+    let repeated = log.append(call(1).event()).await?;
+    sqlx::raw_sql("drop trigger full").execute(&mut sqlite).await?;
+
+    let kept: Vec<_> = failed.iter().filter_map(|it| it.as_ref().ok()).collect();
+    ensure!(kept.len() <= 2, "no more than what came before the failing sequence");
+    for error in failed.iter().filter_map(|it| it.as_ref().err()) {
+        ensure!(matches!(error, AppendError::NotStored(_)), "{error:?}");
+    }
+    ensure!(repeated.duplicate, "what is stored is there for whoever repeats a call");
+    stored.extend(kept.iter().map(|it| it.stored.clone()));
+    stored.sort_by_key(|it| it.sequence);
+    stored.extend(append(&log, 50..=51).await?);
+    ensure!(all(&log).await? == stored);
+    sqlite.close().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failed_call_may_be_made_again() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+    let mut sqlite = sqlite(&place).await?;
+    sqlx::raw_sql(
+        "create trigger full before insert on events begin select raise(fail, 'full'); end",
+    )
+    .execute(&mut sqlite)
+    .await?;
+    ensure!(log.append(call(1).event()).await.is_err());
+    sqlx::raw_sql("drop trigger full").execute(&mut sqlite).await?;
+
+    let appended = log.append(call(1).event()).await?;
+
+    ensure!(!appended.duplicate && all(&log).await? == [appended.stored]);
+    sqlite.close().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_is_not_saved_says_so_and_holds_in_this_process()
+-> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+    append(&log, 1..=2).await?;
+    let mut consumer = log.consumer(spec("worker")).await?;
+    let mut sqlite = sqlite(&place).await?;
+    sqlx::raw_sql(
+        "create trigger full before update on consumers begin select raise(abort, 'full'); end",
+    )
+    .execute(&mut sqlite)
+    .await?;
+
+    let first = next(&mut consumer).await?;
+    let unsaved = first.acknowledge.ack().await;
+    sqlx::raw_sql("drop trigger full").execute(&mut sqlite).await?;
+    ensure!(matches!(unsaved, Err(LogError::Unavailable(_))), "{unsaved:?}");
+    next(&mut consumer).await?.acknowledge.ack().await?;
+
+    drop(consumer);
+    let log = place.restart(log).await?;
+    ensure!(log.backlog("worker").await?.context("is there")?.is_empty());
+    sqlite.close().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_append_that_nobody_waits_for_harms_no_other() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+
+    for number in 0..50 {
+        let given_up = log.append(call(2 * number).event());
+        let waited_for = log.append(call(2 * number + 1).event());
+        let limit = Duration::from_micros(number * 20);
+        let (_, appended) = tokio::join!(tokio::time::timeout(limit, given_up), waited_for);
+        appended?;
+    }
+
+    let stored = all(&log).await?;
+    ensure!(stored.windows(2).all(|it| it[0].sequence + 1 == it[1].sequence));
+    ensure!(stored.len() >= 50);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_delivered_as_that() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+    append(&log, 1..=1).await?;
+    place.close().await?;
+    let mut sqlite = sqlite(&place).await?;
+    let later_kind =
+        serde_json::to_string(&call(9).event())?.replace("signup.accepted", "signup.new");
+    for event in ["{ no event", later_kind.as_str()] {
+        sqlx::query("insert into events (event) values (?)")
+            .bind(event)
+            .execute(&mut sqlite)
+            .await?;
+    }
+    sqlite.close().await?;
+    let log = place.open().await?;
+    append(&log, 4..=4).await?;
+
+    let mut everything = log.consumer(spec("everything")).await?;
+    ensure!(number_of(&next(&mut everything).await?)? == 1);
+    for sequence in 2..=3 {
+        let delivery = next(&mut everything).await?;
+        let error = delivery.event.as_ref().err().context("cannot be read")?;
+        ensure!(delivery.sequence == sequence && !error.raw.is_empty());
+        ensure!(
+            !format!("{error:?} {error}").contains("no event"),
+            "quotes what it could not read"
+        );
+    }
+    ensure!(number_of(&next(&mut everything).await?)? == 4);
+
+    // Of a kind that this version does not know, it is known that nobody asked for it.
+    let filter = Filter { kinds: vec![Kind::Accepted], connectors: vec![] };
+    let mut accepted = log.consumer(ConsumerSpec { filter, ..spec("accepted") }).await?;
+    let waiting = log.backlog("accepted").await?.context("is there")?.waiting;
+    ensure!(waiting == 3, "{waiting} wait");
+    for sequence in [1, 2, 4] {
+        ensure!(next(&mut accepted).await?.sequence == sequence);
+    }
+
+    let replayed: Vec<_> = soon(log.replay(replay()).await?.collect()).await?;
+    let readable: Vec<_> = replayed.iter().map(Result::is_ok).collect();
+    ensure!(readable == [true, false, false, true], "and the replay goes on after them");
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_closing_everybody_is_told() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+    let mut consumer = log.consumer(spec("worker")).await?;
+    let mut follows = log.replay(vestibule_events::Replay { follow: true, ..replay() }).await?;
+    let waiting = tokio::spawn(async move { (consumer.next().await, consumer) });
+
+    place.close().await?;
+
+    let (told, _consumer) = soon(waiting).await??;
+    ensure!(matches!(told, Err(LogError::Refused(_))), "{told:?}");
+    ensure!(soon(follows.next()).await?.is_none());
+    let appended = log.append(call(1).event()).await;
+    ensure!(matches!(appended, Err(AppendError::NotStored(_))), "{appended:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn dropping_every_handle_lets_the_file_go() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = LocalLog::open(place.config()).await?;
+    let log: Arc<dyn EventLog> = Arc::new(log);
+    append(&log, 1..=1).await?;
+
+    drop(log);
+
+    let again = soon(async {
+        loop {
+            match LocalLog::open(place.config()).await {
+                Err(LogError::Refused(_)) => tokio::task::yield_now().await,
+                other => return other,
+            }
+        }
+    });
+    ensure!(again.await??.last_sequence() == 1);
+    Ok(())
+}
