@@ -23,8 +23,13 @@ use cel::{
 use serde_json::Value;
 use vestibule_events::{Claims, Identity, SignUp};
 
-/// The functions that expressions may call: CEL's standard library.
-static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+/// The functions that expressions may call: CEL's standard library and its extension for text, for
+/// claims want trimming and changes of case.
+static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
+    let mut env = Env::stdlib();
+    env.add_extension(cel::extensions::strings).expect("it clashes with nothing in the standard");
+    Arc::new(env)
+});
 
 /// The one variable there is, and its members.
 const SIGNUP: &str = "signup";

@@ -4,7 +4,6 @@ mod admin;
 mod answers;
 mod bad_input;
 mod payloads;
-mod rules;
 mod serving;
 mod storage;
 mod support;

@@ -13,7 +13,9 @@ use http_body_util::BodyExt as _;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tower::ServiceExt as _;
-use vestibule_api::{Api, BasicCredential, ConnectorSettings, RuleSettings, Rules, router};
+use vestibule_api::{
+    Api, BasicCredential, ConnectorSettings, OnError, RuleOutcome, RuleSettings, Rules, router,
+};
 use vestibule_events::{
     AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, Filter, LocalLog,
     LocalLogConfig, LogError, PseudonymKey, Replay, Retention, SignUpEvent, Start, Stored,
@@ -36,6 +38,32 @@ pub(crate) fn partners() -> ConnectorSettings {
 /// The same with rules.
 pub(crate) fn partners_with(rules: Vec<RuleSettings>) -> ConnectorSettings {
     ConnectorSettings { rules: Rules::compile(rules).expect("rules compile"), ..partners() }
+}
+
+/// A connector whose rules look at everything and do everything, and fail a lot.
+pub(crate) fn some_of_everything() -> ConnectorSettings {
+    let rule = |name: &str, when: &str, outcome, on_error| RuleSettings {
+        name: name.to_owned(),
+        steps: vec![],
+        when: when.to_owned(),
+        outcome,
+        on_error,
+    };
+    let set = |claim: &str, value: &str| RuleOutcome::Set {
+        claims: [(claim.to_owned(), value.to_owned())].into(),
+    };
+    let reject = || RuleOutcome::Reject { message: "Please correct it.".to_owned(), field: None };
+    let block = || RuleOutcome::Block { message: "No.".to_owned() };
+    let on_error = || OnError::Reject { message: "Please try again.".to_owned() };
+    partners_with(vec![
+        rule("number", "signup.claims.age > 1", set("age", "signup.claims.age * 2"), on_error()),
+        rule("copy", "has(signup.claims.city)", set("b", "signup.claims.city"), OnError::Continue),
+        rule("any", "signup.claims.exists(c, c == 'a')", set("a", "1"), OnError::Continue),
+        rule("first", "signup.identities[0].issuer == 'x'", reject(), OnError::Continue),
+        rule("domain", "signup.email_domain == 'spam.test'", block(), OnError::Continue),
+        rule("nested", "signup.claims.city.a.b == 1", reject(), OnError::Continue),
+        rule("size", "size(signup.claims) > 10", reject(), OnError::Continue),
+    ])
 }
 
 /// A router over a log.
@@ -83,8 +111,9 @@ impl<L: EventLog> Endpoint<L> {
         let log = Arc::new(log);
         let mut registry = Registry::default();
         let key = Arc::new(PseudonymKey::new(vec![7; 32]));
-        let api = Api::new(Arc::clone(&log) as Arc<dyn EventLog>, key, vec![settings], &mut registry)
-            .expect("one connector has no duplicate");
+        let api =
+            Api::new(Arc::clone(&log) as Arc<dyn EventLog>, key, vec![settings], &mut registry)
+                .expect("one connector has no duplicate");
         Self { router: router(api), log, registry, _folder: None }
     }
 
