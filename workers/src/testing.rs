@@ -20,6 +20,7 @@ use uuid::Uuid;
 use vestibule_events::{
     Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, Email, EventLog,
     LocalLog, LocalLogConfig, LogError, PseudonymKey, Replay, Retention, SignUpEvent, Stored,
+    Undecodable,
 };
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_testkit::eventually;
@@ -32,7 +33,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Stage {
     pub(crate) log: LocalLog,
     pub(crate) store: Store,
-    pub(crate) directory: TempDir,
+    /// Goes when the stage goes.
+    _directory: TempDir,
 }
 
 impl Stage {
@@ -48,7 +50,7 @@ impl Stage {
         let store = Store::open(url, options).await?;
         store.migrate().await?;
         let log = LocalLog::open(log_config(&directory)).await?;
-        Ok(Self { log, store, directory })
+        Ok(Self { log, store, _directory: directory })
     }
 
     /// Appends the sign-up of a person, each time a new one.
@@ -83,7 +85,7 @@ impl Stage {
     }
 }
 
-pub(crate) fn log_config(directory: &TempDir) -> LocalLogConfig {
+fn log_config(directory: &TempDir) -> LocalLogConfig {
     LocalLogConfig {
         path: directory.path().join("events.db"),
         duplicate_window: Duration::from_secs(600),
@@ -186,6 +188,8 @@ pub(crate) struct Faults {
     pub(crate) consumer: AtomicU32,
     pub(crate) next: AtomicU32,
     pub(crate) ack: AtomicU32,
+    /// So many events come as bytes that nobody can read.
+    pub(crate) garbled: AtomicU32,
     /// From now on, `next` is refused for good.
     pub(crate) refuse: std::sync::atomic::AtomicBool,
     /// How often a heartbeat came through.
@@ -241,7 +245,11 @@ impl Consumer for ShakyConsumer {
         if self.faults.refuse.load(Ordering::SeqCst) {
             return Err(LogError::Refused(anyhow!("the test forbids it")));
         }
-        let delivery = self.consumer.next().await?;
+        let mut delivery = self.consumer.next().await?;
+        if lost(&self.faults.garbled).is_err() {
+            let raw = br#"{"secret":"#.to_vec();
+            delivery.event = Err(Undecodable { raw, reason: "Eof error at line 1".into() });
+        }
         let faults = self.faults.clone();
         let acknowledge = Box::new(ShakyAck { acknowledge: delivery.acknowledge, faults });
         Ok(Delivery { acknowledge, ..delivery })

@@ -14,14 +14,13 @@ use secrecy::SecretString;
 use tempfile::TempDir;
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
-use vestibule_events::LocalLog;
 use vestibule_store::{DeadLetter, StoreUrl};
 use vestibule_testkit::{Postgres, eventually};
 
 use super::*;
 use crate::{
     Database, GrantRule, Permissions, PermissionsSettings,
-    testing::{LIMIT, SCRIPTED, Scripted, Shaky, Stage, log_config, settings},
+    testing::{LIMIT, SCRIPTED, Scripted, Shaky, Stage, settings},
 };
 
 fn later() -> HandleError {
@@ -240,25 +239,15 @@ async fn after_the_last_try_an_event_is_parked_and_delays_nobody() -> anyhow::Re
 
 #[tokio::test]
 async fn bytes_that_are_no_event_are_parked_as_they_are() -> anyhow::Result<()> {
-    let mut stage = Stage::open().await?;
+    let stage = Stage::open().await?;
     stage.sign_up("ada").await?;
     let fine = stage.sign_up("bob").await?;
-    stage.log.close().await?;
-    let path = stage.directory.path().join("events.db");
-    let mut file = <sqlx::SqliteConnection as sqlx::Connection>::connect(&format!(
-        "sqlite:{}",
-        path.display()
-    ))
-    .await?;
-    sqlx::query(r#"UPDATE events SET event = '{"secret":' WHERE seq = 1"#)
-        .execute(&mut file)
-        .await?;
-    sqlx::Connection::close(file).await?;
-    stage.log = LocalLog::open(log_config(&stage.directory)).await?;
+    let log = Shaky::new(stage.log.clone());
+    log.faults.garbled.store(1, Ordering::SeqCst);
     let worker = Scripted::new(|_| async { Ok(()) });
     let seen = worker.seen.clone();
 
-    let running = stage.start(worker, settings(3));
+    let running = stage.start_over(Arc::new(log), worker, settings(3));
     stage.idle(SCRIPTED).await?;
 
     let letters = dead_letters(&stage).await?;
