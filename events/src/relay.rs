@@ -162,7 +162,7 @@ impl Relay {
             max_in_flight: options.in_flight + SET_ASIDE_MAX,
         };
         let consumer = local.consumer(spec).await?;
-        let relay = Self {
+        let mut relay = Self {
             local,
             stream,
             options,
@@ -267,7 +267,7 @@ impl Relay {
         self.waiting.insert(sequence, delivery);
     }
 
-    async fn set_aside(&self, delivery: &Delivery) {
+    async fn set_aside(&mut self, delivery: &Delivery) {
         self.progress.inner.refused.inc();
         if let Err(error) = delivery.acknowledge.nack(REFUSED_PAUSE).await {
             tracing::warn!(%error, "could not set an event aside; the local log delivers it again");
@@ -275,7 +275,7 @@ impl Relay {
     }
 
     /// Counts what is left.
-    async fn look(&self) {
+    async fn look(&mut self) {
         self.progress.inner.connected.set(self.stream.is_connected().into());
         // Read first: what is appended in between must not pass for relayed.
         let last = self.local.last_sequence();

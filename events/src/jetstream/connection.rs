@@ -22,10 +22,19 @@ const PING_INTERVAL: Duration = Duration::from_secs(3);
 /// The slowest pace of reconnecting.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(2);
 
+/// What became of the connection so far; watching it tells of every change.
+///
+/// A change may go unnoticed under load, so it only hastens what a deadline does too.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct History {
+    /// Whatever was unanswered at a loss never will be.
+    pub(super) losses: u64,
+}
+
 pub(super) async fn open(
     config: &JetStreamConfig,
     metrics: &Metrics,
-) -> Result<(Client, watch::Receiver<u64>), LogError> {
+) -> Result<(Client, watch::Receiver<History>), LogError> {
     let addresses = config
         .url
         .split(',')
@@ -34,7 +43,7 @@ pub(super) async fn open(
         .context("could not read the address of NATS")
         .map_err(LogError::Refused)?;
 
-    let (ticks, connection) = watch::channel(0);
+    let (history, connection) = watch::channel(History::default());
     let metrics = metrics.clone();
     let options = authenticated(&config.credentials)
         .await
@@ -54,7 +63,8 @@ pub(super) async fn open(
                 _ => 0,
             };
             log(&event);
-            ticks.send_modify(|count| *count += 1);
+            let losses = u64::from(matches!(event, Event::Disconnected));
+            history.send_modify(|history| history.losses += losses);
             std::future::ready(())
         });
     let client = options

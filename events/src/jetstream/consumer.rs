@@ -21,8 +21,10 @@ use tokio::{
 };
 
 use super::{
-    DENIED_LOOKS_LIKE_SILENCE, JetStream, NatsCredentials, Role, connection::ANSWER_TIMEOUT,
-    metrics::RebuildLabels, provision,
+    CONNECTION_LOST, DENIED_LOOKS_LIKE_SILENCE, JetStream, NatsCredentials, Role,
+    connection::{ANSWER_TIMEOUT, History},
+    metrics::RebuildLabels,
+    provision,
 };
 use crate::{Acknowledge, Backlog, Consumer, ConsumerSpec, Delivery, LogError, Undecodable};
 
@@ -58,7 +60,7 @@ pub(super) struct Durable {
     spec: ConsumerSpec,
     name: Arc<str>,
     pull: Option<Pull>,
-    connection: watch::Receiver<u64>,
+    connection: watch::Receiver<History>,
     failures: u32,
     not_before: Instant,
 }
@@ -341,7 +343,10 @@ impl Reply {
             return Err(LogError::Unavailable(anyhow!("not connected to NATS")));
         }
         let request = Request::new().payload(kind.into()).timeout(Some(ANSWER_TIMEOUT));
-        let answer = self.log.inner.client.send_request(self.subject.clone(), request).await;
+        let answer = self.log.inner.client.send_request(self.subject.clone(), request);
+        let Some(answer) = self.log.unless_lost(self.log.losses(), answer).await else {
+            return Err(LogError::Unavailable(anyhow!(CONNECTION_LOST)));
+        };
         match answer {
             Ok(answer) if answer.status.is_none_or(|status| status == StatusCode::OK) => Ok(()),
             Ok(answer) => Err(LogError::Unavailable(anyhow!(

@@ -15,15 +15,16 @@ mod replay;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use async_nats::{
     connection::State,
-    jetstream::{self, ErrorCode},
+    jetstream::{self, ErrorCode, response::Response, stream},
 };
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use prometheus_client::registry::Registry;
 use secrecy::SecretString;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::{
@@ -111,8 +112,7 @@ struct Inner {
     config: JetStreamConfig,
     client: async_nats::Client,
     context: jetstream::Context,
-    /// Ticks at every change of the connection. A tick may be lost, so it only hastens.
-    connection: watch::Receiver<u64>,
+    connection: watch::Receiver<connection::History>,
     metrics: Metrics,
 }
 
@@ -195,41 +195,60 @@ impl JetStream {
         }
     }
 
+    fn losses(&self) -> u64 {
+        self.inner.connection.borrow().losses
+    }
+
+    /// The answer to what was asked when there had been so many losses of the connection, or `None`
+    /// once it is lost again: then nothing will come, and waiting for the deadline is idle.
+    async fn unless_lost<T>(&self, losses: u64, answer: impl Future<Output = T>) -> Option<T> {
+        let mut connection = self.inner.connection.clone();
+        tokio::select! {
+            biased;
+            answer = answer => Some(answer),
+            Ok(_) = connection.wait_for(|history| history.losses > losses) => None,
+        }
+    }
+
     /// Sends an event on its way, so that events sent one after the other are stored in that order.
     pub(crate) async fn send(&self, event: SignUpEvent) -> Result<Publishing, PublishError> {
         publish::send(self, event).await
     }
 
-    async fn stream_info(&self) -> Result<Option<jetstream::stream::Info>, LogError> {
-        if !self.is_connected() {
-            return Err(LogError::Unavailable(anyhow!("not connected to NATS")));
-        }
+    async fn stream_info(&self) -> Result<Option<stream::Info>, LogError> {
         let stream = &self.inner.config.stream;
-        let answer: jetstream::response::Response<jetstream::stream::Info> = self
-            .inner
-            .context
-            .request(format!("STREAM.INFO.{stream}"), &())
+        self.look_up(&format!("STREAM.INFO.{stream}"))
             .await
-            .with_context(|| {
-                format!("could not ask about the stream {stream}; {DENIED_LOOKS_LIKE_SILENCE}")
-            })
-            .map_err(LogError::Unavailable)?;
-        match answer {
-            jetstream::response::Response::Ok(info) => Ok(Some(info)),
-            jetstream::response::Response::Err { error }
-                if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            .with_context(|| format!("could not ask about the stream {stream}"))
+            .map_err(LogError::Unavailable)
+    }
+
+    /// Asks the server about something, which may not exist.
+    async fn look_up<T: DeserializeOwned>(&self, what: &str) -> anyhow::Result<Option<T>> {
+        if !self.is_connected() {
+            bail!("not connected to NATS");
+        }
+        let subject = format!("$JS.API.{what}");
+        let answer = self.inner.client.request(subject, "".into());
+        let answer = self.unless_lost(self.losses(), answer).await;
+        let answer = answer.context(CONNECTION_LOST)?.context(DENIED_LOOKS_LIKE_SILENCE)?;
+        match serde_json::from_slice(&answer.payload)? {
+            Response::Ok(found) => Ok(Some(found)),
+            Response::Err { error }
+                if error.error_code() == ErrorCode::STREAM_NOT_FOUND
+                    || error.error_code() == ErrorCode::CONSUMER_NOT_FOUND =>
             {
                 Ok(None)
             }
-            jetstream::response::Response::Err { error } => {
-                Err(LogError::Unavailable(anyhow!(error).context("could not ask about the stream")))
-            }
+            Response::Err { error } => Err(error.into()),
         }
     }
 }
 
 /// The server answers a forbidden request with silence.
 const DENIED_LOOKS_LIKE_SILENCE: &str = "if this lasts, the user may lack the permission for it";
+
+const CONNECTION_LOST: &str = "lost the connection to NATS before an answer came";
 
 #[async_trait]
 impl EventLog for JetStream {

@@ -7,13 +7,11 @@ use std::{fmt, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use async_nats::jetstream::{
-    ErrorCode,
     consumer::{self, AckPolicy, DeliverPolicy, FromConsumer as _, pull},
-    response::Response,
     stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
 };
 
-use super::{DENIED_LOOKS_LIKE_SILENCE, JetStream, JetStreamConfig, publish};
+use super::{JetStream, JetStreamConfig, publish};
 use crate::{ConsumerSpec, LogError, Start};
 
 /// The largest message of the stream: an event's body is at most 64 KiB, its decision can hold the
@@ -143,9 +141,13 @@ struct Comparison(Vec<Difference>);
 impl Comparison {
     fn equal<T: PartialEq + fmt::Debug>(&mut self, setting: &'static str, found: &T, wanted: &T) {
         if found != wanted {
-            let (found, wanted) = (format!("{found:?}"), format!("{wanted:?}"));
-            self.0.push(Difference { setting, found, wanted });
+            self.differs(setting, found, wanted);
         }
+    }
+
+    fn differs<T: fmt::Debug>(&mut self, setting: &'static str, found: &T, wanted: &T) {
+        let (found, wanted) = (format!("{found:?}"), format!("{wanted:?}"));
+        self.0.push(Difference { setting, found, wanted });
     }
 }
 
@@ -194,7 +196,7 @@ impl Comparison {
         is_unlimited: impl Fn(&T) -> bool,
     ) {
         if is_unlimited(found) || *found > wanted {
-            self.equal(setting, &format!("{found:?}"), &format!("{wanted:?}"));
+            self.differs(setting, found, &wanted);
         } else {
             *found = wanted;
         }
@@ -309,34 +311,13 @@ fn filters(one: &str, several: &[String]) -> Vec<String> {
     }
 }
 
+/// What the server knows of a durable consumer; `None` also where the stream does not exist.
 pub(super) async fn consumer_info(
     log: &JetStream,
     name: &str,
 ) -> Result<Option<consumer::Info>, LogError> {
-    if !log.is_connected() {
-        return Err(LogError::Unavailable(anyhow!("not connected to NATS")));
-    }
-    let stream = &log.inner.config.stream;
-    let asked = format!("CONSUMER.INFO.{stream}.{name}");
-    let answer: Response<consumer::Info> = log
-        .inner
-        .context
-        .request(asked, &())
+    log.look_up(&format!("CONSUMER.INFO.{}.{name}", log.inner.config.stream))
         .await
-        .with_context(|| {
-            format!("could not ask about the consumer {name}; {DENIED_LOOKS_LIKE_SILENCE}")
-        })
-        .map_err(LogError::Unavailable)?;
-    match answer {
-        Response::Ok(info) => Ok(Some(info)),
-        Response::Err { error } if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(None),
-        Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-            Err(LogError::Refused(anyhow!(
-                "the stream {stream} does not exist: run `vestibule migrate`"
-            )))
-        }
-        Response::Err { error } => Err(LogError::Unavailable(
-            anyhow!(error).context(format!("could not ask about the consumer {name}")),
-        )),
-    }
+        .with_context(|| format!("could not ask about the consumer {name}"))
+        .map_err(LogError::Unavailable)
 }

@@ -8,7 +8,7 @@
 //! Left to others: a call repeated through another process while the first event lies in a local log
 //! that cannot reach the stream for longer than the server remembers is stored twice.
 
-use std::time::Duration;
+use std::{future::IntoFuture as _, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use async_nats::{
@@ -21,7 +21,7 @@ use async_nats::{
     },
 };
 
-use super::{DENIED_LOOKS_LIKE_SILENCE, JetStream};
+use super::{CONNECTION_LOST, DENIED_LOOKS_LIKE_SILENCE, JetStream};
 use crate::{AppendError, Appended, Kind, SignUpEvent, Stored, Undecodable, event::TYPE_PREFIX};
 
 /// The server remembers message ids for so many duplicate windows: a relay may be late by all of
@@ -35,6 +35,8 @@ pub(crate) struct Publishing {
     event: SignUpEvent,
     message: Message,
     answer: PublishAckFuture,
+    /// How often the connection had been lost when it was sent.
+    losses: u64,
 }
 
 /// Why an event was not published, and so what to do with it.
@@ -93,11 +95,14 @@ pub(super) async fn send(
         }
         let message = Message::of(&event, &stream.inner.config.stream)?;
         let id = event.fingerprint.to_string();
+        let losses = stream.losses();
         let answer = message.send(stream, &id).await?;
-        Ok((message, answer))
+        Ok((message, answer, losses))
     };
     match sent.await {
-        Ok((message, answer)) => Ok(Publishing { stream: stream.clone(), event, message, answer }),
+        Ok((message, answer, losses)) => {
+            Ok(Publishing { stream: stream.clone(), event, message, answer, losses })
+        }
         Err(error) => {
             stream.inner.metrics.published(error.as_str());
             Err(error)
@@ -119,10 +124,12 @@ impl Publishing {
     }
 
     async fn walk(self) -> Result<Appended, PublishError> {
-        let Self { stream, event, message, mut answer } = self;
+        let Self { stream, event, message, mut answer, mut losses } = self;
         let config = &stream.inner.config;
         loop {
-            let ack = answer.await.map_err(classify)?;
+            let lost = || PublishError::Unknown(anyhow!(CONNECTION_LOST));
+            let answered = stream.unless_lost(losses, answer.into_future()).await;
+            let ack = answered.ok_or_else(lost)?.map_err(classify)?;
             let sequence = ack.sequence;
             if !ack.duplicate {
                 let stored = Stored { sequence, event };
@@ -145,6 +152,7 @@ impl Publishing {
                 // Nothing to compare with. Twice is better than never.
                 Some(Err(_)) | None => sequence.to_string(),
             };
+            losses = stream.losses();
             answer = message.send(&stream, &format!("{}.{link}", event.fingerprint)).await?;
         }
     }

@@ -2,5 +2,8 @@
 
 #[macro_use]
 mod contract;
+mod jetstream;
 mod local;
+mod relay;
+mod roles;
 mod sample;

@@ -1,0 +1,252 @@
+//! The relay between a real local log and a real nats-server that dies under it.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all};
+use prometheus_client::registry::Registry;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use vestibule_events::{
+    EventLog, Filter, JetStream, LocalLog, LocalLogConfig, LogError, Replay, Retention, Start,
+    relay::{self, Progress, RelayOptions},
+};
+use vestibule_testkit::{Nats, eventually};
+
+use crate::jetstream::{config, connect, event, metric, provisioned};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+async fn open(directory: &Path) -> Result<LocalLog, LogError> {
+    LocalLog::open(LocalLogConfig {
+        path: directory.join("events.db"),
+        duplicate_window: Duration::from_secs(600),
+        refusal_window: Duration::from_secs(30),
+        retention: Retention::BehindConsumer(relay::CONSUMER.into()),
+    })
+    .await
+}
+
+struct Running {
+    stop: CancellationToken,
+    progress: Progress,
+    task: JoinHandle<Result<(), LogError>>,
+}
+
+impl Running {
+    fn start(local: &LocalLog, stream: &JetStream) -> Self {
+        let (stop, progress) = (CancellationToken::new(), Progress::default());
+        let run = relay::run(
+            local.clone(),
+            stream.clone(),
+            RelayOptions::default(),
+            progress.clone(),
+            stop.clone(),
+        );
+        Self { stop, progress, task: tokio::spawn(run) }
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        Ok(self.task.await??)
+    }
+}
+
+async fn append(local: &LocalLog, name: &str, count: usize) -> anyhow::Result<Vec<Uuid>> {
+    let ids = futures_util::stream::iter(0..count)
+        .map(async |n| {
+            let event = event(&format!("{name}-{n}"));
+            let id = event.id;
+            local.append(event).await.map(|_| id)
+        })
+        .buffered(256);
+    Ok(ids.try_collect().await?)
+}
+
+async fn read(log: &dyn EventLog) -> anyhow::Result<Vec<Uuid>> {
+    let everything = Replay {
+        start: Start::Beginning,
+        until: None,
+        filter: Filter::default(),
+        person: None,
+        follow: false,
+    };
+    Ok(log.replay(everything).await?.map_ok(|stored| stored.event.id).try_collect().await?)
+}
+
+async fn drained(local: &LocalLog) -> anyhow::Result<()> {
+    eventually(LIMIT, "the relay has caught up", async || {
+        let backlog = local.backlog(relay::CONSUMER).await?;
+        anyhow::Ok(backlog.is_some_and(|backlog| backlog.is_empty()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn events_reach_the_stream_in_their_order() -> anyhow::Result<()> {
+    let (nats, directory) = (Nats::start().await?, TempDir::new()?);
+    let (stream, local) = (provisioned(&nats).await?, open(directory.path()).await?);
+    append(&local, "person", 1000).await?;
+    let appended = read(&local).await?;
+
+    assert_eq!(relay::step(&local, &stream).await?, 1000);
+
+    assert_eq!(read(&stream).await?, appended);
+    assert_eq!(relay::step(&local, &stream).await?, 0, "something was relayed twice");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relay_goes_on_where_the_last_one_was() -> anyhow::Result<()> {
+    let (nats, directory) = (Nats::start().await?, TempDir::new()?);
+    let stream = provisioned(&nats).await?;
+    let local = open(directory.path()).await?;
+    append(&local, "first", 10).await?;
+    relay::step(&local, &stream).await?;
+    append(&local, "second", 10).await?;
+    local.close().await?;
+
+    let local = open(directory.path()).await?;
+    let left = local.backlog(relay::CONSUMER).await?.map(|backlog| backlog.waiting);
+    assert_eq!(left, Some(10));
+    assert_eq!(relay::step(&local, &stream).await?, 10);
+    assert_eq!(read(&stream).await?, read(&local).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_waits_for_the_stream_is_told_when_it_has_the_event() -> anyhow::Result<()> {
+    let (mut nats, directory) = (Nats::start().await?, TempDir::new()?);
+    let (stream, local) = (provisioned(&nats).await?, open(directory.path()).await?);
+    let relay = Running::start(&local, &stream);
+
+    let one = local.append(event("one")).await?.stored;
+    tokio::time::timeout(LIMIT, relay.progress.acknowledged(one.sequence)).await?;
+    assert_eq!(read(&stream).await?, [one.event.id]);
+
+    nats.kill();
+    eventually(LIMIT, "the loss is noticed", async || !stream.is_connected()).await?;
+    let two = local.append(event("two")).await?.stored;
+    let early = relay.progress.acknowledged(two.sequence);
+    assert!(tokio::time::timeout(Duration::from_millis(200), early).await.is_err());
+    nats.restart().await?;
+    tokio::time::timeout(LIMIT, relay.progress.acknowledged(two.sequence)).await?;
+    assert_eq!(read(&stream).await?, [one.event.id, two.event.id]);
+    relay.end().await?;
+
+    // A new relay knows of both although it is given neither.
+    let relay = Running::start(&local, &stream);
+    for sequence in [one.sequence, two.sequence] {
+        tokio::time::timeout(LIMIT, relay.progress.acknowledged(sequence)).await?;
+    }
+    relay.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_of_an_outage_is_caught_up_with() -> anyhow::Result<()> {
+    const COUNT: usize = 20_000;
+    let (mut nats, directory) = (Nats::start().await?, TempDir::new()?);
+    let (stream, local) = (provisioned(&nats).await?, open(directory.path()).await?);
+    let relay = Running::start(&local, &stream);
+    let mut registry = Registry::default();
+    relay.progress.register(&mut registry);
+
+    nats.kill();
+    append(&local, "person", COUNT).await?;
+    eventually(LIMIT, "the backlog shows", async || {
+        metric(&registry, "relay_backlog_events") as usize == COUNT
+            && metric(&registry, "relay_connected") == 0.0
+    })
+    .await?;
+    nats.restart().await?;
+    let start = Instant::now();
+    drained(&local).await?;
+    println!("caught up with {COUNT} events in {:?}", start.elapsed());
+
+    assert_eq!(read(&stream).await?, read(&local).await?);
+    eventually(LIMIT, "the backlog is gone", async || {
+        metric(&registry, "relay_backlog_events") == 0.0
+            && metric(&registry, "relay_oldest_age_seconds") == 0.0
+            && metric(&registry, "relay_connected") == 1.0
+    })
+    .await?;
+    relay.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_when_the_server_is_killed_under_load() -> anyhow::Result<()> {
+    let (mut nats, directory) = (Nats::start().await?, TempDir::new()?);
+    let (stream, local) = (provisioned(&nats).await?, open(directory.path()).await?);
+    let relay = Running::start(&local, &stream);
+    let mut registry = Registry::default();
+    relay.progress.register(&mut registry);
+
+    let appending = tokio::spawn({
+        let local = local.clone();
+        async move { append(&local, "person", 5000).await }
+    });
+    for relayed in [200.0, 1500.0, 3000.0] {
+        eventually(LIMIT, "some are relayed", async || {
+            metric(&registry, "relay_events_total") >= relayed
+        })
+        .await?;
+        nats.kill();
+        nats.restart().await?;
+    }
+    let appended = appending.await??;
+    drained(&local).await?;
+    relay.end().await?;
+
+    let held = read(&stream).await?;
+    assert_eq!(held.len(), appended.len());
+    assert_eq!(held.into_iter().collect::<BTreeSet<_>>(), appended.into_iter().collect());
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_relays_of_two_processes_store_one_call_once() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let (one, other) = (TempDir::new()?, TempDir::new()?);
+    let locals = try_join_all([open(one.path()), open(other.path())]).await?;
+    provisioned(&nats).await?;
+
+    // The platform's first attempt and its repetition reach different processes while NATS is away.
+    for local in &locals {
+        append(local, "person", 300).await?;
+    }
+    let streams = try_join_all([connect(config(&nats)), connect(config(&nats))]).await?;
+    let relayed =
+        try_join_all(locals.iter().zip(&streams).map(|(local, stream)| relay::step(local, stream)))
+            .await?;
+
+    assert_eq!(relayed, [300, 300]);
+    assert_eq!(read(&streams[0]).await?.len(), 300);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_the_stream_refuses_stays_and_stops_no_other() -> anyhow::Result<()> {
+    let small = "max_payload: 4KB\njetstream { sync_interval: always }";
+    let (nats, directory) = (Nats::start_with_config(small).await?, TempDir::new()?);
+    let (stream, local) = (provisioned(&nats).await?, open(directory.path()).await?);
+    let mut large = event("large");
+    large.sign_up.claims.insert("note".into(), "x".repeat(8192).into());
+    local.append(large).await?;
+    append(&local, "small", 10).await?;
+    let relay = Running::start(&local, &stream);
+
+    eventually(LIMIT, "the others are relayed", async || {
+        anyhow::Ok(read(&stream).await?.len() == 10)
+    })
+    .await?;
+    relay.end().await?;
+
+    let left = local.backlog(relay::CONSUMER).await?;
+    assert!(left.is_some_and(|left| left.waiting + left.in_flight == 1), "{left:?}");
+    Ok(())
+}

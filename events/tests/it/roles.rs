@@ -1,0 +1,1 @@
+//! `nats.conf` as it is shipped: what each role may do, and what it may not.
