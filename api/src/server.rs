@@ -407,17 +407,29 @@ fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-async fn read(body: Body, bytes_max: usize, deadline: Instant) -> Result<Bytes, Problem> {
+async fn read(mut body: Body, bytes_max: usize, deadline: Instant) -> Result<Bytes, Problem> {
     // Where the length is announced there is no need to read first.
     if body.size_hint().lower() > bytes_max as u64 {
+        discard(body, deadline).await;
         return Err(Problem::BodyTooLarge);
     }
-    match timeout_at(deadline, Limited::new(body, bytes_max).collect()).await {
+    match timeout_at(deadline, Limited::new(&mut body, bytes_max).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::BodyTooLarge),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            discard(body, deadline).await;
+            Err(Problem::BodyTooLarge)
+        }
         Ok(Err(_)) => Err(Problem::BodyUnreadable),
         Err(_elapsed) => Err(Problem::BodyTooSlow),
     }
+}
+
+/// Lets a caller finish who is a little over the limit: to close on one who is still sending means
+/// a reset, and the answer that says what is wrong is lost with it.
+async fn discard(body: Body, deadline: Instant) {
+    const BYTES_MAX: usize = 1024 * 1024;
+    let mut body = Limited::new(body, BYTES_MAX);
+    let _ = timeout_at(deadline, async { while let Some(Ok(_)) = body.frame().await {} }).await;
 }
 
 /// What a call gets that never became a sign-up. It names no action: an answer with one would be

@@ -192,3 +192,109 @@ fn take_identities(claims: &mut Claims) -> Vec<Identity> {
     }
     identities.unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(body: &Value) -> SignUp {
+        let name = "partners".parse().unwrap();
+        parse(&name, Some(Step::BeforeCreate), body.to_string().as_bytes()).unwrap().sign_up
+    }
+
+    #[test]
+    fn the_family_name_has_one_name_wherever_it_can_be_told() {
+        for (sent, kept) in [
+            (json!({ "surname": "A" }), json!({ "surname": "A" })),
+            (json!({ "lastName": "A" }), json!({ "surname": "A" })),
+            (json!({ "surName": "A" }), json!({ "surname": "A" })),
+            (json!({ "SURNAME": "A" }), json!({ "surname": "A" })),
+            (
+                json!({ "surname": "A", "lastName": "B" }),
+                json!({ "surname": "A", "lastName": "B" }),
+            ),
+            (
+                json!({ "surName": "A", "lastName": "B" }),
+                json!({ "surName": "A", "lastName": "B" }),
+            ),
+            (json!({ "lastName": 5 }), json!({ "lastName": 5 })),
+            (
+                json!({ "surname": null, "lastName": "B" }),
+                json!({ "surname": null, "lastName": "B" }),
+            ),
+            (json!({ "LastName": "A" }), json!({ "LastName": "A" })),
+        ] {
+            assert_eq!(Value::Object(read(&sent).claims), kept, "{sent}");
+        }
+    }
+
+    #[test]
+    fn the_application_comes_under_two_names() {
+        let client = |body| read(&body).client;
+        assert_eq!(client(json!({ "client_id": "a" })).as_deref(), Some("a"));
+        assert_eq!(client(json!({ "clientId": "b" })).as_deref(), Some("b"));
+        assert_eq!(client(json!({ "client_id": null, "clientId": "b" })).as_deref(), Some("b"));
+        let both = read(&json!({ "client_id": "a", "clientId": "b" }));
+        assert_eq!(both.client.as_deref(), Some("a"));
+        assert_eq!(both.claims["clientId"], "b", "what contradicts is kept");
+    }
+
+    #[test]
+    fn identities_are_taken_together_or_not_at_all() {
+        let good = json!({
+            "signInType": "federated", "issuer": "google.com", "issuerAssignedId": "1", "more": 1,
+        });
+        let sign_up = read(&json!({ "identities": [good] }));
+        assert_eq!(sign_up.identities.len(), 1);
+        assert!(sign_up.claims.is_empty());
+
+        for bad in [json!([good, {}]), json!([good, 1]), json!({}), json!("x"), json!(null)] {
+            let sign_up = read(&json!({ "identities": bad }));
+            assert!(sign_up.identities.is_empty(), "{bad}");
+            assert_eq!(sign_up.claims["identities"], bad);
+        }
+    }
+
+    #[test]
+    fn blank_text_names_nobody() {
+        for blank in ["", "   ", "\t"] {
+            let sign_up = read(&json!({ "email": blank, "client_id": blank }));
+            assert_eq!((sign_up.email, sign_up.client), (None, None));
+            assert_eq!(sign_up.claims["email"], blank, "it stays a claim");
+        }
+    }
+
+    #[test]
+    fn a_status_is_read_as_number_and_as_text() {
+        for status in [json!(400), json!("400")] {
+            let published = json!({
+                "version": "1.0.0", "status": status, "action": "ValidationError",
+                "userMessage": "m", "added": { "later": [1] },
+            });
+            let answer: Answer = serde_json::from_value(published.clone()).unwrap();
+            assert_eq!(answer.status, Some(status));
+            assert_eq!(serde_json::to_value(answer).unwrap(), published);
+        }
+    }
+
+    #[test]
+    fn what_is_no_answer_is_refused() {
+        for body in [
+            json!({ "version": "1.0.0", "action": "Allow" }),
+            json!({ "version": "1.0.0", "action": "continue" }),
+            json!({ "version": "1.0.0" }),
+            json!({ "action": "Continue" }),
+        ] {
+            assert!(serde_json::from_value::<Answer>(body.clone()).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_personal_data() {
+        let claims = json!({ "city": "London" }).as_object().unwrap().clone();
+        let answer = Answer::new("1", Step::BeforeCreate, &Outcome::Continue { claims });
+        assert_eq!(format!("{answer:?}"), "Answer(Continue)");
+    }
+}

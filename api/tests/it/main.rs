@@ -3,6 +3,7 @@
 mod admin;
 mod answers;
 mod bad_input;
+mod logging;
 mod payloads;
 mod serving;
 mod storage;

@@ -76,6 +76,29 @@ async fn a_sign_up_over_a_real_connection() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_caller_with_too_much_to_say_hears_so() -> anyhow::Result<()> {
+    let endpoint = Endpoint::new(partners()).await?;
+    let server = Server::start(endpoint.router.clone(), ServerLimits::default()).await?;
+    let mut connection = server.connect().await?;
+    let body = vec![b' '; 900_000];
+    let head = format!(
+        "POST /connectors/partners/before-create HTTP/1.1\r\nHost: x\r\n\
+         Authorization: Basic ZW50cmE6dHJ5LW1l\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).await?;
+    connection.write_all(&body).await?;
+
+    let reply = read_to_end(&mut connection).await?;
+
+    assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
+    assert!(reply.contains(r#""code":"body-too-large""#), "{reply}");
+    server.stop.cancel();
+    server.stopped().await
+}
+
+#[tokio::test]
 async fn a_header_that_does_not_come_to_its_end_is_not_waited_for() -> anyhow::Result<()> {
     let limits =
         ServerLimits { header_timeout: Duration::from_millis(100), ..ServerLimits::default() };

@@ -221,3 +221,24 @@ async fn a_platform_that_hangs_up_does_not_stop_an_append_half_way() -> anyhow::
     assert_eq!(behind.events().await?.len(), 1);
     Ok(())
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_log_that_hangs_is_bounded() -> anyhow::Result<()> {
+    let endpoint = Endpoint::over(BadLog(Misbehaviour::Hangs), partners());
+    let body = json!({ "email": "ada@example.com" });
+    let calls = (0..10_000).map(|_| endpoint.post(PATH, &body));
+    for reply in futures_util::future::join_all(calls).await {
+        assert_eq!(reply?.body, try_again());
+    }
+    let started = Instant::now();
+
+    let reply = endpoint.post(PATH, &body).await?;
+
+    assert_eq!(reply.body, try_again());
+    assert_eq!(started.elapsed(), Duration::ZERO, "nothing to wait for");
+    let metrics = endpoint.metrics()?;
+    for line in [r#"cause="late"} 10000"#, r#"cause="crowded"} 1"#] {
+        assert!(metrics.contains(line), "no {line} in\n{metrics}");
+    }
+    Ok(())
+}
