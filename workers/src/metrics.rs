@@ -119,3 +119,30 @@ impl OneWorker {
         self.lag.set(i64::try_from(event_age.as_secs()).unwrap_or(i64::MAX));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_seen_in_all_metrics_before_its_first_event() {
+        let mut registry = Registry::default();
+        let worker = WorkerMetrics::register(&mut registry).of("notify");
+        worker.retried.inc();
+        worker.began(Duration::from_secs(7));
+
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+
+        for line in [
+            r#"vestibule_worker_attempts_total{worker="notify",outcome="done"} 0"#,
+            r#"vestibule_worker_attempts_total{worker="notify",outcome="retried"} 1"#,
+            r#"vestibule_worker_handle_seconds_count{worker="notify"} 0"#,
+            r#"vestibule_worker_in_hand{worker="notify"} 0"#,
+            r#"vestibule_worker_parked_total{worker="notify"} 0"#,
+            r#"vestibule_worker_lag_seconds{worker="notify"} 7"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

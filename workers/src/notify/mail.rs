@@ -50,6 +50,8 @@ enum To {
 pub(super) struct Addressed<'a> {
     transport: &'a Transport,
     letter: Letter,
+    /// An address needs more than ASCII, which not every server takes.
+    beyond_ascii: bool,
 }
 
 impl std::fmt::Debug for Mail {
@@ -107,6 +109,7 @@ impl Mail {
                 vec![Mailbox::new(None, address)]
             }
         };
+        let beyond_ascii = to.iter().any(|it| !it.email.to_string().is_ascii());
         let id = format!("<{}.{channel}@{}>", event.id, self.from.email.domain());
         let automatic = HeaderName::new_from_ascii_str("Auto-Submitted");
         let draft = Letter::builder()
@@ -124,7 +127,7 @@ impl Mail {
                 let source = anyhow!("the message cannot be written as a mail");
                 HandleError::park(Cause::InvalidRecipient, source)
             })?;
-        Ok(Some(Addressed { transport: &self.transport, letter }))
+        Ok(Some(Addressed { transport: &self.transport, letter, beyond_ascii }))
     }
 }
 
@@ -132,12 +135,12 @@ impl Addressed<'_> {
     pub(super) async fn send(self) -> Result<(), HandleError> {
         match self.transport.send(self.letter).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(judge(&error)),
+            Err(error) => Err(judge(&error, self.beyond_ascii)),
         }
     }
 }
 
-fn judge(error: &smtp::Error) -> HandleError {
+fn judge(error: &smtp::Error, beyond_ascii: bool) -> HandleError {
     if let Some(code) = error.status() {
         let code = u16::from(code);
         let source = anyhow!("the mail server answered {code}");
@@ -151,9 +154,13 @@ fn judge(error: &smtp::Error) -> HandleError {
         HandleError::retry(Cause::Timeout, anyhow!("the mail server did not answer in time"))
     } else if error.is_tls() {
         HandleError::retry(Cause::Unavailable, anyhow!("no TLS with the mail server"))
+    } else if error.is_client() && beyond_ascii {
+        let source = anyhow!("the mail server takes no address beyond ASCII");
+        HandleError::park(Cause::InvalidRecipient, source)
     } else if error.is_client() {
-        // The server cannot take this message at all, for instance an address beyond ASCII.
-        HandleError::park(Cause::Refused, anyhow!("the mail server lacks what this message needs"))
+        // Somebody may be in between and hide it; or the server is not yet set up as it will be.
+        let source = anyhow!("the mail server does not offer the TLS or the login that we need");
+        HandleError::retry(Cause::Unavailable, source)
     } else {
         HandleError::retry(Cause::Unavailable, anyhow!("could not talk to the mail server"))
     }

@@ -288,6 +288,30 @@ async fn a_password_is_used_and_a_wrong_one_blames_no_event() -> anyhow::Result<
 }
 
 #[tokio::test]
+async fn where_tls_is_required_nothing_travels_in_the_clear() -> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    let smtp = Smtp::start().await?;
+    let with = |wanted: MailTls| {
+        let mut settings = mail("person", smtp.url(), Recipient::Person);
+        if let ChannelKind::Mail { tls, .. } = &mut settings.kind {
+            *tls = wanted;
+        }
+        notify(&stage, vec![settings])
+    };
+
+    let outcome = with(MailTls::Required)?.handle(&task(sign_up("ada"))).await;
+    let Err(HandleError::Retry { source, cause: Cause::Unavailable, .. }) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert!(format!("{source:#}").contains("TLS"), "{source:#}");
+    with(MailTls::Opportunistic)?.handle(&task(sign_up("bob"))).await?;
+
+    let mails = smtp.wait_for_mails(1, LIMIT).await?;
+    assert_eq!(mails[0].recipients, ["bob@example.com"]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn without_a_usable_address_no_mail_is_tried() -> anyhow::Result<()> {
     let stage = Stage::open().await?;
     let smtp = Smtp::start().await?;
@@ -296,7 +320,9 @@ async fn without_a_usable_address_no_mail_is_tried() -> anyhow::Result<()> {
     let mut event = sign_up("ada");
     event.sign_up.email = None;
     worker.handle(&task(event.clone())).await?;
-    for address in ["ada", "ada@example.com\r\nRCPT TO:<eve@example.com>", "a@b, c@d"] {
+    for address in
+        ["ada", "ädä@example.com", "ada@example.com\r\nRCPT TO:<eve@example.com>", "a@b, c@d"]
+    {
         event.sign_up.email = Some(vestibule_events::Email::new(address));
         let outcome = worker.handle(&task(event.clone())).await;
         let parked =

@@ -17,9 +17,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 use vestibule_events::{Acknowledge, SignUpEvent, Undecodable};
-use vestibule_store::{DeadLetter, FailedAttempt, Failures, Store};
+use vestibule_store::{DeadLetter, Done, FailedAttempt, Failures, Store, StoreError};
 
-use super::{Cause, HandleError, Task, Worker, WorkerSettings, order::Turn, retry::Pace, text};
+use super::{
+    Cause, HandleError, Task, Worker, WorkerSettings,
+    order::Turn,
+    retry::{Pace, Rest},
+    text,
+};
 use crate::metrics::{OneWorker, WorkerMetrics};
 
 /// What all events in the hands of a worker share.
@@ -76,7 +81,7 @@ impl Desk {
         acknowledge: &dyn Acknowledge,
     ) {
         self.in_hand(acknowledge, async {
-            let Some(_seat) = self.seat(&mut turn).await else {
+            let Some(seat) = self.seat(&mut turn).await else {
                 self.give_back(Duration::ZERO, acknowledge).await;
                 return;
             };
@@ -85,6 +90,8 @@ impl Desk {
             let began = Instant::now();
             let outcome = self.attempt(&task).await;
             let took = began.elapsed();
+            // The next attempt need not wait until this one is noted; the same person's must.
+            drop(seat);
             self.metrics.seconds.observe(took.as_secs_f64());
             self.settle(&task, now, took, outcome, acknowledge).await;
         })
@@ -261,28 +268,36 @@ impl Desk {
 
     /// First kept as a dead letter, only then taken from the log's hands: in between, it is in both.
     async fn park(&self, letter: &DeadLetter, acknowledge: &dyn Acknowledge) {
-        if let Err(error) = self.store.park(letter).await {
-            return self.postpone(&error.into(), acknowledge).await;
-        }
+        let done = match self.store.park(letter).await {
+            Ok(done) => done,
+            Err(error) => return self.postpone(&error.into(), acknowledge).await,
+        };
         self.store_answers();
-        self.metrics.parked.inc();
-        error!(
-            worker = letter.worker,
-            event = letter.event_id.map(tracing::field::display),
-            person = letter.person.as_ref().map(tracing::field::display),
-            sequence = letter.sequence,
-            cause = letter.cause_class,
-            error = letter.error,
-            "an event is parked as a dead letter; mend the cause, then redrive it"
-        );
+        // Parked before means that only the acknowledgement was lost; it has been told.
+        if done == Done::Now {
+            self.metrics.parked.inc();
+            error!(
+                worker = letter.worker,
+                event = letter.event_id.map(tracing::field::display),
+                person = letter.person.as_ref().map(tracing::field::display),
+                sequence = letter.sequence,
+                cause = letter.cause_class,
+                error = letter.error,
+                "an event is parked as a dead letter; mend the cause, then redrive it"
+            );
+        }
         self.acknowledge(acknowledge).await;
     }
 
-    /// Our own store is down: the event comes back later, and this attempt does not count.
+    /// Our own store cannot serve: the event comes back later, and this attempt does not count.
     async fn postpone(&self, source: &anyhow::Error, acknowledge: &dyn Acknowledge) {
-        let pause = self.pace(|pace| pace.failed(Instant::now()));
+        let Rest { pause, tell } = self.pace(|pace| pace.failed(Instant::now()));
         let error = text::of(source);
-        warn!(worker = self.name(), error, ?pause, "the store cannot serve; the event waits");
+        if matches!(source.downcast_ref(), Some(StoreError::Misconfigured(_))) && tell {
+            error!(worker = self.name(), error, "the store is not set up; mend it, events wait");
+        } else if tell {
+            warn!(worker = self.name(), error, ?pause, "the store cannot serve; events wait");
+        }
         self.give_back(pause, acknowledge).await;
     }
 

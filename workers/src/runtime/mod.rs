@@ -29,7 +29,11 @@ use vestibule_events::{
 use vestibule_store::{Store, StoreError};
 
 pub use self::retry::RetryPolicy;
-use self::{attempt::Desk, order::Order, retry::Pace};
+use self::{
+    attempt::Desk,
+    order::Order,
+    retry::{Pace, Rest},
+};
 use crate::WorkerMetrics;
 
 /// Per attempt that may run there are so many events in hand: those that wait for their turn
@@ -103,14 +107,16 @@ async fn open(
         loop {
             match log.consumer(spec.clone()).await {
                 Err(LogError::Unavailable(source)) => {
-                    let pause = pace.failed(std::time::Instant::now());
+                    let Rest { pause, tell } = pace.failed(std::time::Instant::now());
                     let error = text::of(&source);
-                    warn!(
-                        worker = spec.name,
-                        error,
-                        ?pause,
-                        "cannot open the consumer; trying again"
-                    );
+                    if tell {
+                        warn!(
+                            worker = spec.name,
+                            error,
+                            ?pause,
+                            "cannot open the consumer; trying again"
+                        );
+                    }
                     sleep(pause).await;
                 }
                 other => return other,
@@ -140,29 +146,31 @@ async fn take(
             complain_if_broken(desk, ended);
         }
         tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            Some(ended) = in_hand.join_next(), if in_hand.len() >= most => {
-                complain_if_broken(desk, ended);
-            }
-            delivery = async { sleep_until(rest_until).await; consumer.next().await },
-                if in_hand.len() < most => match delivery
-            {
-                Ok(delivery) => {
-                    pace.succeeded();
-                    begin(desk, &order, in_hand, delivery);
-                }
-                Err(LogError::Unavailable(source)) => {
-                    // The consumer restores itself; this only keeps us from spinning if it does
-                    // not wait.
-                    let pause = pace.failed(std::time::Instant::now());
-                    rest_until = Instant::now() + pause;
-                    let error = text::of(&source);
-                    warn!(worker = desk.name(), error, ?pause, "the log gives no events; trying again");
-                }
-                Err(refused @ LogError::Refused(_)) => return Err(refused),
-            }
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    Some(ended) = in_hand.join_next(), if in_hand.len() >= most => {
+                        complain_if_broken(desk, ended);
+                    }
+                    delivery = async { sleep_until(rest_until).await; consumer.next().await },
+                        if in_hand.len() < most => match delivery
+                    {
+                        Ok(delivery) => {
+                            pace.succeeded();
+                            begin(desk, &order, in_hand, delivery);
+                        }
+                        Err(LogError::Unavailable(source)) => {
+                            // The consumer restores itself; this only keeps us from spinning if it does
+                            // not wait.
+                            let Rest { pause, tell } = pace.failed(std::time::Instant::now());
+                            rest_until = Instant::now() + pause;
+                            let error = text::of(&source);
+                            if tell {
+                            warn!(worker = desk.name(), error, ?pause, "the log gives no events; trying again");
         }
+                        }
+                        Err(refused @ LogError::Refused(_)) => return Err(refused),
+                    }
+                }
     }
 }
 

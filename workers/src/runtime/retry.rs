@@ -122,23 +122,40 @@ struct Pause {
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     down_since: Option<Instant>,
+    told: Option<Instant>,
+}
+
+/// What to do after a call that failed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rest {
+    pub(crate) pause: Duration,
+    /// Whether the failure is worth a line in the logs: the first of an outage is, and then one
+    /// now and then. An outage fails thousands of calls, and they all say the same.
+    pub(crate) tell: bool,
 }
 
 impl Pace {
     const SHORTEST: Duration = Duration::from_millis(250);
     const LONGEST: Duration = Duration::from_secs(15);
 
-    pub(crate) fn failed(&mut self, now: Instant) -> Duration {
+    const TELL_EVERY: Duration = Duration::from_secs(10);
+
+    pub(crate) fn failed(&mut self, now: Instant) -> Rest {
         let down_for = now.saturating_duration_since(*self.down_since.get_or_insert(now));
         let rest = RetryPolicy {
             initial: down_for.clamp(Self::SHORTEST, Self::LONGEST),
             ..RetryPolicy::default()
         };
-        rest.pause(1).chosen
+        let told = |at| now.saturating_duration_since(at) < Self::TELL_EVERY;
+        let tell = !self.told.is_some_and(told);
+        if tell {
+            self.told = Some(now);
+        }
+        Rest { pause: rest.pause(1).chosen, tell }
     }
 
     pub(crate) fn succeeded(&mut self) {
-        self.down_since = None;
+        *self = Self::default();
     }
 }
 
@@ -197,10 +214,12 @@ mod tests {
         let first = pace.failed(start);
         let together = pace.failed(start);
         let later = pace.failed(start + Duration::from_secs(3600));
-        assert!(first < Duration::from_secs(1) && together < Duration::from_secs(1));
-        assert!(later >= Pace::LONGEST && later <= Pace::LONGEST * 2);
+        assert!(first.pause < Duration::from_secs(1) && together.pause < Duration::from_secs(1));
+        assert!(later.pause >= Pace::LONGEST && later.pause <= Pace::LONGEST * 2);
+        assert_eq!([first.tell, together.tell, later.tell], [true, false, true]);
         pace.succeeded();
-        assert!(pace.failed(start + Duration::from_secs(3601)) < Duration::from_secs(1));
+        let anew = pace.failed(start + Duration::from_secs(3601));
+        assert!(anew.pause < Duration::from_secs(1) && anew.tell);
     }
 
     prop_compose! {
