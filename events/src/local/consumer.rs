@@ -16,7 +16,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -164,6 +164,8 @@ pub(super) struct LocalConsumer {
     /// The next one is to be new where there is a choice.
     prefer_new: bool,
     failures: usize,
+    /// After a failure, when to try again; kept here so that giving up waiting does not prolong it.
+    retry_at: Option<Instant>,
 }
 
 impl std::fmt::Debug for LocalConsumer {
@@ -197,6 +199,7 @@ impl LocalConsumer {
             ahead: VecDeque::new(),
             prefer_new: false,
             failures: 0,
+            retry_at: None,
         };
         {
             let mut state = consumer.durable.state();
@@ -270,6 +273,20 @@ impl LocalConsumer {
         None
     }
 
+    /// Says so where retention removed events before the consumer came to them: nobody else can.
+    fn note_gap(&self, cursor: u64, last: u64) {
+        let next = self.ahead.front().map_or(last + 1, |(sequence, _)| *sequence);
+        if next > cursor {
+            tracing::warn!(
+                consumer = self.durable.name,
+                from = cursor,
+                through = next - 1,
+                "retention removed events before the consumer was given them"
+            );
+            self.durable.state().book.pass(next - 1);
+        }
+    }
+
     fn delivery(
         &self,
         sequence: u64,
@@ -309,10 +326,7 @@ impl LocalConsumer {
                     let last = *self.last.borrow();
                     if cursor <= last {
                         self.ahead = self.log.reader.page(cursor).await?;
-                        if self.ahead.is_empty() {
-                            // All of them were trimmed before this consumer came to them.
-                            self.durable.state().book.pass(last);
-                        }
+                        self.note_gap(cursor, last);
                     } else if due.is_some_and(|due| due <= Instant::now()) {
                         // A new one would have come first, but there is none.
                         self.prefer_new = false;
@@ -329,11 +343,18 @@ impl LocalConsumer {
 #[async_trait]
 impl Consumer for LocalConsumer {
     async fn next(&mut self) -> Result<Delivery, LogError> {
-        if self.failures > 0 {
-            sleep(PAUSES[(self.failures - 1).min(PAUSES.len() - 1)]).await;
+        if let Some(retry_at) = self.retry_at {
+            sleep_until(retry_at).await;
+            self.retry_at = None;
         }
         let result = self.attempt().await;
-        self.failures = if result.is_err() { self.failures + 1 } else { 0 };
+        if result.is_err() {
+            let pause = PAUSES[self.failures.min(PAUSES.len() - 1)];
+            self.failures += 1;
+            self.retry_at = Some(Instant::now() + pause);
+        } else {
+            self.failures = 0;
+        }
         result
     }
 }

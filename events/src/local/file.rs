@@ -202,7 +202,12 @@ pub(super) fn failed(path: &Path) -> impl FnOnce(sqlx::Error) -> LogError {
 /// Everything else fails before the frame that makes a commit is written whole, or is rolled back.
 /// But where the write went through and the sync failed, a crash decides.
 pub(super) fn is_ambiguous(error: &sqlx::Error) -> bool {
-    code(error).is_none_or(|code| code & PRIMARY == IOERR)
+    is_ambiguous_code(code(error))
+}
+
+/// Without a code it is not SQLite that speaks: its thread is gone, in the middle of who knows what.
+fn is_ambiguous_code(code: Option<i32>) -> bool {
+    code.is_none_or(|code| code & PRIMARY == IOERR)
 }
 
 /// The extended result code of SQLite.
@@ -217,3 +222,23 @@ const IOERR: i32 = 10;
 const CORRUPT: i32 = 11;
 const CANTOPEN: i32 = 14;
 const NOTADB: i32 = 26;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_hide_a_commit_is_ambiguous() {
+        const BUSY: i32 = 5;
+        const FULL: i32 = 13;
+        const IOERR_WRITE: i32 = IOERR | 3 << 8;
+        const IOERR_FSYNC: i32 = IOERR | 4 << 8;
+        const CONSTRAINT_TRIGGER: i32 = 19 | 7 << 8;
+        for code in [BUSY, READONLY, FULL, CORRUPT, CANTOPEN, CONSTRAINT_TRIGGER] {
+            assert!(!is_ambiguous_code(Some(code)), "{code}");
+        }
+        for code in [Some(IOERR_WRITE), Some(IOERR_FSYNC), None] {
+            assert!(is_ambiguous_code(code), "{code:?}");
+        }
+    }
+}

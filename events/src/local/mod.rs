@@ -91,7 +91,7 @@ struct Inner {
     commands: Option<mpsc::Sender<Command>>,
     last: watch::Receiver<u64>,
     consumers: Mutex<HashMap<String, Arc<Durable>>>,
-    /// Held while the consumer that retention waits for is open here.
+    /// Held from when the consumer that retention waits for is opened here.
     relay_lock: Mutex<Option<std::fs::File>>,
     metrics: Metrics,
     stop: CancellationToken,
@@ -246,6 +246,7 @@ impl LocalLog {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
+        // The writer did this, where there is one.
         self.inner.reader.close().await;
         drop(self.inner.relay_lock().take());
         saved

@@ -20,6 +20,8 @@ use crate::{Fingerprint, LogError, Replay, SignUpEvent, Start, Stored, Undecodab
 /// Events a page. Small enough that a page of the largest events does no harm in memory.
 const PAGE: u32 = 256;
 
+/// Sequences a search looks at in one read. It may pass over much without a hit, and while a read
+/// goes on the write-ahead log cannot be taken back.
 const SEARCHED_AT_ONCE: u64 = 4096;
 
 /// Events are in the order in which they were appended, and their times nearly so: concurrent calls
@@ -104,31 +106,43 @@ impl Reader {
     /// How many events from `from` through `through` a consumer with this filter is to be given.
     pub(super) async fn count(
         &self,
+        mut from: u64,
+        through: u64,
+        filter: &SavedFilter,
+    ) -> Result<u64, LogError> {
+        from = from.max(self.first().await?.unwrap_or(through + 1));
+        if filter.is_empty() {
+            // Sequences are without gaps from the first event to the last.
+            return Ok((through + 1).saturating_sub(from));
+        }
+        let mut count = 0;
+        while from <= through {
+            let end = through.min(from + SEARCHED_AT_ONCE);
+            count += self.count_of(from, end, filter).await?;
+            from = end + 1;
+        }
+        Ok(count)
+    }
+
+    async fn count_of(
+        &self,
         from: u64,
         through: u64,
         filter: &SavedFilter,
     ) -> Result<u64, LogError> {
-        let count: i64 = if filter.is_empty() {
-            sqlx::query_scalar("select count(*) from events where sequence between ? and ?")
-                .bind(signed(from))
-                .bind(signed(through))
-                .fetch_one(&self.pool)
-                .await
-        } else {
-            // What cannot be read is delivered to everybody, so it counts.
-            sqlx::query_scalar(
-                "select count(*) from events where sequence between ?1 and ?2 and (
-                     not json_valid(event)
-                     or ((?3 = '[]' or event ->> '$.type' in (select value from json_each(?3)))
-                     and (?4 = '[]' or event ->> '$.source' in (select value from json_each(?4)))))",
-            )
-            .bind(signed(from))
-            .bind(signed(through))
-            .bind(filter.types_json())
-            .bind(filter.sources_json())
-            .fetch_one(&self.pool)
-            .await
-        }
+        // What cannot be read is delivered to everybody, so it counts.
+        let count: i64 = sqlx::query_scalar(
+            "select count(*) from events where sequence between ?1 and ?2 and (
+                 not json_valid(event)
+                 or ((?3 = '[]' or event ->> '$.type' in (select value from json_each(?3)))
+                 and (?4 = '[]' or event ->> '$.source' in (select value from json_each(?4)))))",
+        )
+        .bind(signed(from))
+        .bind(signed(through))
+        .bind(filter.types_json())
+        .bind(filter.sources_json())
+        .fetch_one(&self.pool)
+        .await
         .map_err(file::failed(&self.path))?;
         Ok(count.cast_unsigned())
     }
@@ -149,9 +163,9 @@ impl Reader {
     /// Where a reader begins that starts so.
     pub(super) async fn start(&self, start: Start, last: u64) -> Result<u64, LogError> {
         match start {
-            Start::Beginning => Ok(1),
+            Start::Beginning => Ok(self.first().await?.unwrap_or(last + 1)),
             Start::Now => Ok(last + 1),
-            Start::Sequence(sequence) => Ok(sequence.max(1)),
+            Start::Sequence(sequence) => Ok(sequence.max(self.first().await?.unwrap_or(last + 1))),
             Start::Time(time) => {
                 let mut from = self.place_of(time.saturating_sub(DISORDER), last).await?;
                 loop {
@@ -304,8 +318,6 @@ impl Replaying {
                 }
             }
             let person = self.replay.person.as_ref().map(crate::Person::as_str);
-            // A search may pass over much without a hit; one read must not take so long that the
-            // write-ahead log cannot be taken back meanwhile.
             let through = self.end.min(self.from + SEARCHED_AT_ONCE);
             match self.reader.page_of(self.from, through, person).await {
                 Ok(page) => {

@@ -328,7 +328,10 @@ impl Writer {
     }
 
     async fn close(self) {
-        let Self { mut connections, lock, path, .. } = self;
+        let Self { mut connections, lock, path, reader, .. } = self;
+        // Before the writers: the last connection to close moves everything into the one file, and
+        // a reader cannot.
+        reader.close().await;
         let close = async {
             let last = connections.get(&path, Sync::Full).await?;
             sqlx::query("pragma wal_checkpoint(truncate)")

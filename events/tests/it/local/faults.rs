@@ -64,6 +64,32 @@ async fn a_failed_call_may_be_made_again() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// As after a commit of which nobody learnt that it succeeded.
+#[tokio::test]
+async fn what_is_in_the_file_and_not_in_memory_is_found_at_the_next_failure() -> anyhow::Result<()>
+{
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+    append(&log, 1..=1).await?;
+    let unheard = call(2).event();
+    let mut sqlite = sqlite(&place).await?;
+    sqlx::query("insert into events (sequence, event) values (2, ?)")
+        .bind(serde_json::to_string(&unheard)?)
+        .execute(&mut sqlite)
+        .await?;
+
+    let failed = log.append(call(3).event()).await;
+    let appended = log.append(call(3).event()).await?;
+    let repeated = log.append(call(2).event()).await?;
+
+    ensure!(failed.is_err());
+    ensure!(!appended.duplicate && appended.stored.sequence == 3);
+    ensure!(repeated.duplicate && repeated.stored.event == unheard);
+    ensure!(all(&log).await?.len() == 3);
+    sqlite.close().await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_acknowledgement_that_is_not_saved_says_so_and_holds_in_this_process()
 -> anyhow::Result<()> {
@@ -172,6 +198,23 @@ async fn after_closing_everybody_is_told() -> anyhow::Result<()> {
     ensure!(soon(follows.next()).await?.is_none());
     let appended = log.append(call(1).event()).await;
     ensure!(matches!(appended, Err(AppendError::NotStored(_))), "{appended:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_closed_log_is_one_file_and_its_lock() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+    append(&log, 1..=10).await?;
+    let _consumer = log.consumer(spec("worker")).await?;
+
+    place.close().await?;
+
+    let directory = place.path().parent().context("has one")?.to_owned();
+    let files: std::collections::BTreeSet<_> = std::fs::read_dir(directory)?
+        .map(|it| Ok(it?.file_name()))
+        .collect::<anyhow::Result<_>>()?;
+    ensure!(files == ["events.db", "events.db.connector.lock"].map(Into::into).into(), "{files:?}");
     Ok(())
 }
 

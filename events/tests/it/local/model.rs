@@ -7,10 +7,12 @@ use std::{
 };
 
 use anyhow::ensure;
+use futures_util::future::try_join_all;
 use proptest::prelude::*;
+use sqlx::Connection;
 use vestibule_events::{Acknowledge, Consumer, ConsumerSpec, EventLog};
 
-use super::LocalPlace;
+use super::{LocalPlace, sqlite};
 use crate::{
     contract::{Place, append, next, number_of, spec},
     sample::call,
@@ -52,6 +54,59 @@ proptest! {
     fn nothing_is_lost_and_nothing_done_comes_back(steps in steps()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let result = runtime.block_on(run(&steps));
+        prop_assert!(result.is_ok(), "{:?}", result);
+    }
+}
+
+/// Any JSON, nested a little.
+fn json() -> impl Strategy<Value = serde_json::Value> {
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        any::<u64>().prop_map(Into::into),
+        any::<f64>().prop_map(Into::into),
+        any::<String>().prop_map(Into::into),
+    ];
+    leaf.prop_recursive(4, 24, 6, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+            prop::collection::hash_map(any::<String>(), inner, 0..6)
+                .prop_map(|it| serde_json::Value::Object(it.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..Default::default() })]
+
+    /// A group is stored by one statement that takes it apart again, so everything depends on
+    /// every event coming out as it went in, to the letter.
+    #[test]
+    fn whatever_a_claim_is_it_comes_back(claims in prop::collection::vec(json(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let result = runtime.block_on(async {
+            let place = LocalPlace::new()?;
+            let log = place.open().await?;
+            let events = claims.iter().zip(0..).map(|(claim, number)| {
+                let mut event = call(number).event();
+                event.sign_up.claims.insert("any".into(), claim.clone());
+                event
+            });
+            let events: Vec<_> = events.collect();
+            let appends = events.iter().map(|event| log.append(event.clone()));
+            let appended = try_join_all(appends).await?;
+            let mut sqlite = sqlite(&place).await?;
+            for (event, appended) in events.iter().zip(appended) {
+                let text: String = sqlx::query_scalar("select event from events where sequence = ?")
+                    .bind(i64::try_from(appended.stored.sequence)?)
+                    .fetch_one(&mut sqlite)
+                    .await?;
+                ensure!(text == serde_json::to_string(event)?, "came back as {text}");
+            }
+            sqlite.close().await?;
+            place.close().await
+        });
         prop_assert!(result.is_ok(), "{:?}", result);
     }
 }
