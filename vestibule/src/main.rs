@@ -1,1 +1,88 @@
-fn main() {}
+//! The binary: our processes and tools as subcommands.
+//!
+//! Configuration is read once here; below it there are only values. `wiring` turns it into logs,
+//! stores, connectors and workers; each subcommand is one module.
+
+mod check;
+mod cli;
+mod config;
+mod migrate;
+mod readiness;
+mod ready;
+mod replay;
+mod run;
+mod simulate;
+mod wiring;
+
+use std::{io, process::ExitCode};
+
+use clap::{CommandFactory, Parser};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    cli::{Cli, Command, Common, LogFormat},
+    config::Config,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("vestibule: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut io::stdout());
+        return Ok(ExitCode::SUCCESS);
+    }
+    begin_logging(&cli.common)?;
+    // One provider for every client of TLS in the process; whoever comes first installs it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Runtime::new()?;
+    let code = runtime.block_on(execute(cli));
+    // A thread that is stuck in a system call must not hold up the exit.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    code
+}
+
+async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Common { config: file, data, admin, .. } = cli.common;
+    let load = || {
+        let mut config = Config::load(&file)?;
+        config.data = data.clone().unwrap_or(config.data);
+        config.listen.admin = admin.unwrap_or(config.listen.admin);
+        anyhow::Ok(config)
+    };
+    match cli.command {
+        Command::Up => run::up(load()?, &file).await?,
+        Command::Api { without_relay } => run::api(load()?, without_relay).await?,
+        Command::Worker { names } => run::worker(load()?, &names).await?,
+        Command::Relay => run::relay(load()?).await?,
+        Command::Migrate { output } => migrate::migrate(&load()?, output).await?,
+        Command::Check { output } => check::check(&load()?, &file, output),
+        Command::Simulate(args) => return simulate::simulate(args, load).await,
+        Command::Replay(args) => replay::replay(args, &load()?).await?,
+        Command::Ready => return ready::ready(admin, load).await,
+        Command::Completions { .. } => unreachable!("has been dealt with before the runtime"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Log lines go to standard error; standard output belongs to results.
+fn begin_logging(common: &Common) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&common.log)
+        .map_err(|error| anyhow::anyhow!("--log does not say which lines: {error}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match common.log_format {
+        LogFormat::Text => {
+            builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init();
+        }
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

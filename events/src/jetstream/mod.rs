@@ -184,7 +184,7 @@ impl JetStream {
     }
 
     /// Returns once there is a connection.
-    pub(crate) async fn connected(&self) {
+    pub async fn connected(&self) {
         let mut changed = self.inner.connection.clone();
         while !self.is_connected() {
             // Ticks can be lost under load, so we look for ourselves now and then.

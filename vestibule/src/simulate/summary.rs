@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use comfy_table::{Table, presets::UTF8_NO_BORDERS};
+use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -167,7 +167,7 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
-        table.load_style(UTF8_NO_BORDERS);
+        table.load_style(NOTHING);
         table.add_rows(self.rows());
         writeln!(f, "{table}")?;
         let count = self.differences().count();

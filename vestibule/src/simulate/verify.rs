@@ -194,7 +194,8 @@ impl Verifier {
         let mut effects = HashMap::new();
         let mut quiet_since = None;
         loop {
-            let is_last_look = Instant::now() >= deadline;
+            let look_begun = Instant::now();
+            let is_last_look = look_begun >= deadline;
             match self.look(run, &mut effects).await {
                 Ok(new) => {
                     progress.set_length(self.seen.len() as u64);
@@ -218,7 +219,8 @@ impl Verifier {
             if is_last_look {
                 break;
             }
-            tokio::time::sleep(LOOK_PAUSE).await;
+            // Looking costs the store something, too: the workers should have most of it.
+            tokio::time::sleep(LOOK_PAUSE.max(2 * look_begun.elapsed())).await;
         }
         // All of them once more: what was done a second time may have been done since.
         let ids: Vec<_> = self.seen.iter().map(|seen| seen.id).collect();
@@ -503,6 +505,12 @@ fn compare_form(form: Form, events: &[&Seen]) -> Option<Difference> {
 
 #[cfg(test)]
 mod tests {
+    use vestibule_events::{
+        Decision, Email, LocalLog, LocalLogConfig, Outcome, Protocol, PseudonymKey, Retention,
+        SignUp,
+    };
+    use vestibule_store::{StoreOptions, StoreUrl};
+
     use super::*;
 
     const DONE: Effects = Effects {
@@ -645,6 +653,103 @@ mod tests {
             "{:?}",
             verified.differences
         );
+    }
+
+    /// Over a real log and a real store: waits for what is still to be done, and says what is not.
+    #[tokio::test]
+    async fn log_and_store_are_compared_with_the_answers() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let log = LocalLog::open(LocalLogConfig {
+            path: folder.path().join("events.db"),
+            duplicate_window: Duration::from_secs(600),
+            refusal_window: Duration::from_secs(30),
+            retention: Retention::For(Duration::from_secs(3600)),
+        })
+        .await?;
+        let url = StoreUrl::Sqlite(folder.path().join("store.db"));
+        let store = Store::open(&url, StoreOptions::default()).await?;
+        store.migrate().await?;
+        let mut forms = Forms::default();
+        let now = OffsetDateTime::now_utc();
+        for number in 0..3 {
+            let email = format!("ada+run-{number}@contoso.example");
+            forms.form(number, &email, "London").accepted = true;
+            let event = event(&email, now);
+            // The last one is not acted on yet.
+            if number < 2 {
+                store.record_sign_up("database", &event, now).await?;
+            }
+            log.append(event).await?;
+        }
+        let stranger = event("ada+other-1@contoso.example", now);
+        log.append(stranger).await?;
+        let verifier = || Verifier {
+            log: Arc::new(log.clone()),
+            store: store.clone(),
+            workers: vec![Acting {
+                name: "database",
+                filter: Filter { kinds: vec![Kind::Accepted], connectors: vec![] },
+                does: Does::Record,
+            }],
+            place: String::new(),
+            next: Start::Beginning,
+            seen: Vec::new(),
+        };
+        let hidden = ProgressBar::hidden();
+
+        let early = verifier().verify("run", &forms, Duration::ZERO, &hidden).await?;
+        assert_eq!((early.accepted_events, early.acted_on["database"]), (3, 2));
+        assert_eq!(early.differences.len(), 3, "{:?}", early.differences);
+
+        let open = verifier();
+        let late = async {
+            let events: Vec<_> = log.replay(everything()).await?.try_collect().await?;
+            let event = &events[2].event;
+            store.record_sign_up("database", event, now).await?;
+            anyhow::Ok(())
+        };
+        let wait = Duration::from_secs(60);
+        let (verified, late) = tokio::join!(open.verify("run", &forms, wait, &hidden), late);
+        late?;
+        let verified = verified?;
+        assert_eq!((verified.accepted_events, verified.acted_on["database"]), (3, 3));
+        assert_eq!(verified.differences, []);
+
+        forms.form(9, "ada+run-9@contoso.example", "London").accepted = true;
+        let missing = verifier().verify("run", &forms, Duration::ZERO, &hidden).await?;
+        assert_eq!(missing.differences, [Difference::MissingEvent { sign_up: 9 }]);
+        log.close().await?;
+        Ok(())
+    }
+
+    fn everything() -> Replay {
+        Replay {
+            start: Start::Beginning,
+            until: None,
+            filter: Filter::default(),
+            person: None,
+            follow: false,
+        }
+    }
+
+    fn event(email: &str, now: OffsetDateTime) -> SignUpEvent {
+        let sign_up = SignUp {
+            connector: "partners".parse().unwrap(),
+            protocol: Protocol::ApiConnector,
+            step: Step::BeforeCreate,
+            email: Some(Email::new(email)),
+            identities: vec![],
+            claims: serde_json::json!({ "city": "London" }).as_object().unwrap().clone(),
+            client: None,
+            locale: None,
+            object_id: None,
+            correlation_id: None,
+        };
+        let key = PseudonymKey::new(vec![7; 32]);
+        let person = key.person(&sign_up);
+        let fingerprint = key.fingerprint(&sign_up, &person);
+        let decision = Decision { outcome: Outcome::unchanged(), reasons: vec![] };
+        SignUpEvent::decided(Uuid::now_v7(), now, person, fingerprint, sign_up, decision).unwrap()
     }
 
     #[test]

@@ -1,0 +1,93 @@
+//! The command line: help, exit codes, messages that say what to do.
+
+use serde_json::Value;
+
+use crate::support::{EXAMPLE, Site};
+
+#[tokio::test]
+async fn exit_codes_tell_failed_from_wrong_usage() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    for (arguments, code) in [
+        (&["check"][..], 0),
+        (&["--help"], 0),
+        (&["check", "--config", "missing.toml"], 1),
+        (&["fly"], 2),
+        (&["replay", "--kind", "nonsense"], 2),
+    ] {
+        let finished = site.run(arguments).await?;
+        assert_eq!(finished.code, code, "{arguments:?}: {}", finished.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_names_file_line_key_and_the_nearest_name() -> anyhow::Result<()> {
+    let site = Site::with_config(&EXAMPLE.replace("deadline =", "deadlin ="))?;
+
+    let check = site.run(&["check"]).await?;
+
+    let line = EXAMPLE[..EXAMPLE.find("deadline =").unwrap()].lines().count() + 1;
+    let expected = format!(
+        "./vestibule.toml:{line}:1: connectors.partners.deadlin: there is no such key; did you \
+         mean `deadline`?"
+    );
+    assert_eq!(check.code, 1);
+    assert!(check.stderr.contains(&expected), "{}", check.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_example_credential_does_not_leave_loopback() -> anyhow::Result<()> {
+    let site = Site::with_config(&EXAMPLE.replace("127.0.0.1:7171", "0.0.0.0:7171"))?;
+
+    let up = site.run(&["up"]).await?;
+
+    assert_eq!(up.code, 1);
+    assert!(up.stderr.contains("set a real one"), "{}", up.stderr);
+    assert!(!site.data().exists(), "refused before anything was made");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_nats_the_scaled_out_commands_say_what_to_run() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    for command in ["api", "worker", "relay"] {
+        let finished = site.run(&[command]).await?;
+        assert_eq!(finished.code, 1);
+        assert!(finished.stderr.contains("`vestibule up`"), "{}", finished.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_listens_is_said_and_fails() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    let ready = site.run(&["ready", "--admin", "127.0.0.1:1"]).await?;
+    assert_eq!(ready.code, 1);
+    assert!(ready.stderr.contains("nobody answers"), "{}", ready.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn completions_are_written_for_every_shell() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    for shell in ["bash", "zsh", "fish"] {
+        let finished = site.run(&["completions", shell]).await?;
+        assert!(finished.code == 0 && finished.stdout.contains("simulate"), "{shell}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn migrate_makes_the_schema_once() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    let first = site.run(&["migrate", "--output", "json"]).await?;
+    let second = site.run(&["migrate", "--output", "json"]).await?;
+    let applied = |stdout: &str| -> anyhow::Result<usize> {
+        let json: Value = serde_json::from_str(stdout)?;
+        Ok(json["migrations"].as_array().map_or(0, Vec::len))
+    };
+    assert!(applied(&first.stdout)? > 0, "{}", first.stderr);
+    assert_eq!(applied(&second.stdout)?, 0);
+    Ok(())
+}

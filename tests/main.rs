@@ -1,0 +1,7 @@
+//! Behaviour, end to end: the real binary against real servers, as a user drives it.
+
+mod commands;
+mod crash;
+mod embedded;
+mod scaled_out;
+mod support;

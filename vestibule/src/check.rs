@@ -1,0 +1,88 @@
+//! `vestibule check`: reads the configuration as a start would, and says what it would do.
+
+use std::path::Path;
+
+use comfy_table::{Table, presets::NOTHING};
+use serde_json::json;
+
+use crate::{
+    cli::Output,
+    config::{Config, SecretSource, StoreTarget, WorkerConfig},
+};
+
+pub(crate) fn check(config: &Config, file: &Path, output: Output) {
+    let warnings = warnings(config);
+    match output {
+        Output::Json => println!("{}", json!({ "ok": true, "warnings": warnings })),
+        Output::Table => {
+            let mut table = Table::new();
+            table.load_style(NOTHING);
+            table.add_rows(summary(config));
+            println!("{table}");
+            for warning in &warnings {
+                println!("warning: {warning}");
+            }
+            println!("{} is fine", file.display());
+        }
+    }
+}
+
+/// What a start would make of it, a line each.
+fn summary(config: &Config) -> Vec<[String; 2]> {
+    let connector = |it: &crate::config::ConnectorConfig| {
+        let what = format!(
+            "http://{}/connectors/{} · {} credentials · {} rules · answers within {}",
+            config.listen.connector,
+            it.name,
+            it.credentials.len(),
+            it.rules.names().len(),
+            humantime::format_duration(it.deadline),
+        );
+        [format!("connector {}", it.name), what]
+    };
+    let log = match &config.nats {
+        Some(nats) => {
+            format!("{} → stream {} at {}", config.log_file().display(), nats.stream, nats.url)
+        }
+        None => config.log_file().display().to_string(),
+    };
+    let store = match &config.store.target {
+        StoreTarget::Sqlite => config.data.join("store.db").display().to_string(),
+        StoreTarget::Postgres(url) => url.clone(),
+        StoreTarget::Secret(source) => format!("the URL in {source}"),
+    };
+    let workers: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
+    let mut rows: Vec<_> = config.connectors.iter().map(connector).collect();
+    rows.push(["log".into(), log]);
+    rows.push(["store".into(), store]);
+    rows.push(["workers".into(), workers.join(", ")]);
+    rows.push(["admin".into(), format!("http://{}", config.listen.admin)]);
+    rows
+}
+
+/// What is not wrong and yet worth knowing. Secrets may well be absent where `check` runs.
+fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for connector in &config.connectors {
+        for credential in &connector.credentials {
+            if matches!(credential.password, SecretSource::Example(_)) {
+                warnings.push(format!(
+                    "connector {} takes an example password; fine for trying out, not for a platform",
+                    connector.name
+                ));
+            } else if let Err(error) = credential.password.fetch() {
+                warnings.push(format!("connector {}: {error:#}", connector.name));
+            }
+        }
+    }
+    if config.workers.is_empty() {
+        warnings.push("there is no worker, so nothing acts on the events".into());
+    }
+    if config.nats.is_some() && matches!(config.store.target, StoreTarget::Sqlite) {
+        warnings.push(
+            "with NATS, workers on other machines need the same store: set `store.url` to PostgreSQL"
+                .into(),
+        );
+    }
+    warnings
+}

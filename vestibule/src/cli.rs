@@ -1,0 +1,114 @@
+//! What can be said on the command line.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{replay::ReplayArgs, simulate::SimulateArgs};
+
+/// The business-logic layer behind self-service sign-up.
+///
+/// An identity platform (Microsoft Entra, Azure AD B2C, Entra External ID) calls the connector
+/// during sign-up. Vestibule decides in about a millisecond, keeps every decision as a durable
+/// event, and lets independent workers act on it.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+#[command(
+    after_help = "Begin with `vestibule up`: everything in one process, nothing else needed."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// The configuration file
+    #[arg(long, global = true, value_name = "FILE", default_value = "./vestibule.toml")]
+    #[arg(env = "VESTIBULE_CONFIG")]
+    pub(crate) config: PathBuf,
+    /// The data folder; wins over the configuration's `data` (default ./data)
+    #[arg(long, global = true, value_name = "DIR", env = "VESTIBULE_DATA")]
+    pub(crate) data: Option<PathBuf>,
+    /// The address of the admin listener; wins over the configuration's `listen.admin`
+    #[arg(long, global = true, value_name = "ADDRESS", env = "VESTIBULE_ADMIN")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// How log lines on standard error look
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(env = "VESTIBULE_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+    /// Which log lines: error, warn, info, debug, trace, or by module as in `info,sqlx=warn`
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info,sqlx=warn")]
+    #[arg(env = "VESTIBULE_LOG")]
+    pub(crate) log: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// A table for people
+    Table,
+    /// JSON for programs
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run everything in one process, embedded: connector, log, workers, store
+    ///
+    /// Needs no other service. With a [nats] section in the configuration, the relay and the
+    /// workers run in this process too, over NATS JetStream.
+    Up,
+    /// Run the connector endpoint, and the relay where NATS is configured
+    Api {
+        /// Leave the relay to a process of its own (`vestibule relay`)
+        #[arg(long)]
+        without_relay: bool,
+    },
+    /// Run workers over NATS JetStream
+    Worker {
+        /// Which workers; all that are configured where none is named
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Run only the relay: local log to JetStream, beside `vestibule api --without-relay`
+    Relay,
+    /// Bring the store's schema, and the stream where NATS is configured, up to date
+    Migrate {
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Check the configuration and say what it would do
+    Check {
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Play the platform: send realistic sign-ups and see whether each was acted on exactly once
+    Simulate(SimulateArgs),
+    /// Print past events, one CloudEvent a line
+    Replay(ReplayArgs),
+    /// Exit with 0 if the process behind the admin listener answers sign-ups; for health checks
+    Ready,
+    /// Print a completion script for a shell
+    ///
+    /// For example: vestibule completions bash > /etc/bash_completion.d/vestibule
+    Completions { shell: clap_complete::Shell },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

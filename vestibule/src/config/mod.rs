@@ -1,0 +1,379 @@
+//! The configuration file, read once into typed sections; below `main` there are only values.
+//!
+//! Every mistake is reported at once with file, line, key and remedy. Secrets are not in the file:
+//! it only says where they are ([`SecretSource`]), and they are fetched by the process that needs
+//! them.
+
+mod connectors;
+mod reader;
+mod secret;
+mod values;
+mod workers;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context;
+
+use self::reader::{Document, Section};
+pub(crate) use self::{
+    connectors::ConnectorConfig,
+    reader::{Complaints, did_you_mean},
+    secret::SecretSource,
+    workers::{ChannelConfig, EffectConfig, WorkerConfig},
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Everything that `vestibule.toml` says, defaults filled in.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// The folder of the local log, the embedded store and the generated key.
+    pub(crate) data: PathBuf,
+    /// The key of pseudonyms and fingerprints; `None` means one generated in `data`.
+    pub(crate) key: Option<SecretSource>,
+    pub(crate) listen: ListenConfig,
+    pub(crate) log: LogConfig,
+    /// `None` means embedded: workers consume the local log.
+    pub(crate) nats: Option<NatsConfig>,
+    pub(crate) store: StoreConfig,
+    pub(crate) connectors: Vec<ConnectorConfig>,
+    pub(crate) workers: Vec<WorkerConfig>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ListenConfig {
+    pub(crate) connector: SocketAddr,
+    pub(crate) admin: SocketAddr,
+}
+
+#[derive(Debug)]
+pub(crate) struct LogConfig {
+    pub(crate) answer_after: AnswerAfter,
+    pub(crate) duplicate_window: Duration,
+    /// The duplicate window of a refusal: short, so that a mended rule takes hold soon.
+    pub(crate) refusal_window: Duration,
+    pub(crate) retention: Duration,
+}
+
+/// When a decision is durable enough to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AnswerAfter {
+    /// The local log is synced.
+    Disk,
+    /// JetStream has acknowledged: for hosts without a durable disk.
+    Stream,
+}
+
+#[derive(Debug)]
+pub(crate) struct NatsConfig {
+    pub(crate) url: String,
+    pub(crate) stream: String,
+    pub(crate) max_bytes: u64,
+    pub(crate) replicas: usize,
+    pub(crate) relay: Option<Login>,
+    pub(crate) worker: Option<Login>,
+    pub(crate) auditor: Option<Login>,
+    pub(crate) provisioner: Option<Login>,
+}
+
+/// A user and where its password is.
+#[derive(Clone, Debug)]
+pub(crate) struct Login {
+    pub(crate) user: String,
+    pub(crate) password: SecretSource,
+}
+
+#[derive(Debug)]
+pub(crate) struct StoreConfig {
+    pub(crate) target: StoreTarget,
+    pub(crate) connections: u32,
+}
+
+#[derive(Debug)]
+pub(crate) enum StoreTarget {
+    /// `store.db` in the data folder.
+    Sqlite,
+    /// A URL without a password.
+    Postgres(String),
+    /// The URL is itself a secret, because it holds the password.
+    Secret(SecretSource),
+}
+
+impl Config {
+    pub(crate) fn load(file: &Path) -> anyhow::Result<Self> {
+        let source = std::fs::read_to_string(file).with_context(|| {
+            format!(
+                "could not read the configuration {}; name another with --config, or begin with \
+                 the vestibule.toml of the repository",
+                file.display()
+            )
+        })?;
+        Ok(Self::parse(file, &source)?)
+    }
+
+    fn parse(file: &Path, source: &str) -> Result<Self, Complaints> {
+        Document::read(file, source, |root| {
+            let data = root.string("data").unwrap_or_else(|| "./data".into()).into();
+            let key = secret(root, "key");
+            let nats = root.section("nats", read_nats);
+            if nats.is_some() && key.is_none() {
+                root.complain(
+                    "nats",
+                    "with NATS, every process needs the same key for pseudonyms: set `key` to \
+                     \"env:NAME\" or \"file:PATH\" at the top of the file",
+                );
+            }
+            let listen = root.section("listen", read_listen);
+            let log = root.section("log", |section| read_log(section, nats.is_some()));
+            let store = root.section("store", read_store);
+            let connectors = connectors::read(root, listen.connector);
+            let workers = workers::read(root);
+            Self { data, key, listen, log, nats, store, connectors, workers }
+        })
+    }
+
+    /// The file of the local log.
+    pub(crate) fn log_file(&self) -> PathBuf {
+        self.data.join("events.db")
+    }
+}
+
+fn secret(section: &mut Section<'_>, key: &'static str) -> Option<SecretSource> {
+    section.private(key, SecretSource::EXPECTED, SecretSource::parse)
+}
+
+fn read_listen(section: &mut Section<'_>) -> ListenConfig {
+    let mut address = |key, default: &str| {
+        let expected = "an address and port such as \"127.0.0.1:7171\"";
+        section
+            .parsed(key, expected, |text| text.parse().ok())
+            .unwrap_or_else(|| default.parse().expect("the default is an address"))
+    };
+    ListenConfig {
+        connector: address("connector", "127.0.0.1:7171"),
+        admin: address("admin", "127.0.0.1:7172"),
+    }
+}
+
+fn read_log(section: &mut Section<'_>, has_nats: bool) -> LogConfig {
+    let choices = [("disk", AnswerAfter::Disk), ("stream", AnswerAfter::Stream)];
+    let answer_after = section.choice("answer_after", &choices, AnswerAfter::Disk);
+    if answer_after == AnswerAfter::Stream && !has_nats {
+        section.complain("answer_after", "\"stream\" needs a [nats] section with a url");
+    }
+    let log = LogConfig {
+        answer_after,
+        duplicate_window: section.duration("duplicate_window", 10 * MINUTE),
+        refusal_window: section.duration("refusal_window", MINUTE / 2),
+        retention: section.duration("retention", 400 * DAY),
+    };
+    if log.refusal_window > log.duplicate_window {
+        section.complain("refusal_window", "must not be longer than `duplicate_window`");
+    }
+    if log.retention < log.duplicate_window {
+        section.complain("retention", "must not be shorter than `duplicate_window`");
+    }
+    log
+}
+
+fn read_nats(section: &mut Section<'_>) -> Option<NatsConfig> {
+    if !section.is_present() {
+        return None;
+    }
+    let url = section.required("url");
+    if url.contains('@') {
+        section.complain("url", "holds a password; give each role its `user` and `password`");
+    }
+    let stream = section.string("stream").unwrap_or_else(|| "SIGNUPS".into());
+    if !stream.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
+        section.complain("stream", "a stream's name has only letters, digits, `_` and `-`");
+    }
+    Some(NatsConfig {
+        url,
+        stream,
+        max_bytes: section.bytes("max_bytes", 10 << 30),
+        replicas: usize::try_from(section.integer("replicas", 1..6, 1)).unwrap_or(1),
+        relay: section.section("relay", read_login),
+        worker: section.section("worker", read_login),
+        auditor: section.section("auditor", read_login),
+        provisioner: section.section("provisioner", read_login),
+    })
+}
+
+fn read_login(section: &mut Section<'_>) -> Option<Login> {
+    if !section.is_present() {
+        return None;
+    }
+    let user = section.required("user");
+    let password = secret(section, "password");
+    if !section.has("password") {
+        section.complain("", "needs the key `password`");
+    }
+    Some(Login { user, password: password? })
+}
+
+fn read_store(section: &mut Section<'_>) -> StoreConfig {
+    let expected = "\"sqlite\", a postgres:// URL without a password, or \"env:NAME\" or \
+                    \"file:PATH\" where the whole URL is";
+    let target = section.private("url", expected, |text| match text {
+        "sqlite" => Some(StoreTarget::Sqlite),
+        url if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+            let authority = url.split("://").nth(1)?.split('/').next()?;
+            let user = authority.rsplit_once('@').map_or("", |(user, _)| user);
+            (!user.contains(':')).then(|| StoreTarget::Postgres(url.to_owned()))
+        }
+        text => match SecretSource::parse(text)? {
+            SecretSource::Example(_) => None,
+            source => Some(StoreTarget::Secret(source)),
+        },
+    });
+    StoreConfig {
+        target: target.unwrap_or(StoreTarget::Sqlite),
+        connections: u32::try_from(section.integer("connections", 1..1000, 16)).unwrap_or(16),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../../vestibule.toml");
+
+    fn parse(source: &str) -> Result<Config, Complaints> {
+        Config::parse(Path::new("vestibule.toml"), source)
+    }
+
+    /// The example with one change, so that each test shows only its mistake.
+    fn complaints(from: &str, to: &str) -> String {
+        assert!(EXAMPLE.contains(from), "the example no longer has {from:?}");
+        parse(&EXAMPLE.replacen(from, to, 1)).expect_err("is wrong").to_string()
+    }
+
+    fn line_of(text: &str) -> usize {
+        EXAMPLE[..EXAMPLE.find(text).unwrap()].matches('\n').count() + 1
+    }
+
+    #[test]
+    fn the_example_has_the_documented_defaults() {
+        let config = parse(EXAMPLE).unwrap();
+        assert_eq!(config.data, Path::new("./data"));
+        assert_eq!(config.listen.connector.to_string(), "127.0.0.1:7171");
+        assert_eq!(config.listen.admin.to_string(), "127.0.0.1:7172");
+        assert_eq!(config.log.answer_after, AnswerAfter::Disk);
+        assert_eq!(config.log.duplicate_window, Duration::from_secs(600));
+        assert_eq!(config.log.refusal_window, Duration::from_secs(30));
+        assert_eq!(config.log.retention, 400 * DAY);
+        assert!(config.nats.is_none());
+        let connector = &config.connectors[0];
+        assert_eq!(connector.name.as_str(), "partners");
+        assert_eq!(connector.deadline, Duration::from_millis(800));
+        assert_eq!(connector.body_bytes_max, 65_536);
+        assert_eq!(connector.credentials[0].user, "entra");
+        let workers: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
+        assert_eq!(workers, ["notify", "database", "permissions"]);
+    }
+
+    #[test]
+    fn a_misspelt_key_gets_its_place_and_the_nearest_name() {
+        let complaints = complaints("deadline =", "deadlin =");
+        let line = line_of("deadline =");
+        assert_eq!(
+            complaints,
+            format!(
+                "the configuration has 1 mistake\n  vestibule.toml:{line}:1: \
+                 connectors.partners.deadlin: there is no such key; did you mean `deadline`?"
+            )
+        );
+    }
+
+    #[test]
+    fn a_misspelt_section_gets_the_nearest_name() {
+        let complaints = complaints("[workers.database]", "[workers.databse]");
+        assert!(complaints.contains("workers.databse"), "{complaints}");
+        assert!(complaints.contains("did you mean `database`?"), "{complaints}");
+    }
+
+    #[test]
+    fn a_wrong_value_says_what_was_expected() {
+        let complaints = complaints("\"800ms\"", "800");
+        assert!(
+            complaints.contains(
+                "connectors.partners.deadline: expected a duration such as \"250ms\", \"10m\" or \
+                 \"30d\", found a whole number"
+            ),
+            "{complaints}"
+        );
+    }
+
+    #[test]
+    fn a_word_that_is_none_of_the_choices_gets_the_nearest() {
+        let complaints = complaints("\"api-connector\"", "\"api-conector\"");
+        assert!(complaints.contains("did you mean `api-connector`?"), "{complaints}");
+    }
+
+    #[test]
+    fn all_mistakes_come_at_once_in_the_order_of_the_file() {
+        let source = EXAMPLE
+            .replacen("\"./data\"", "7", 1)
+            .replacen("127.0.0.1:7172", "here", 1)
+            .replacen("steps = [\"before-create\"]", "steps = [\"before\"]", 1);
+        let error = parse(&source).unwrap_err();
+        let keys: Vec<_> = error.complaints.iter().map(|it| it.key.as_str()).collect();
+        assert_eq!(keys, ["data", "listen.admin", "connectors.partners.rules[1].steps"]);
+    }
+
+    #[test]
+    fn a_syntax_error_has_its_line() {
+        let complaints = complaints("[listen]", "[listen");
+        assert!(
+            complaints.contains(&format!("vestibule.toml:{}:", line_of("[listen]"))),
+            "{complaints}"
+        );
+    }
+
+    #[test]
+    fn the_example_password_is_refused_off_loopback() {
+        let complaints = complaints("127.0.0.1:7171", "0.0.0.0:7171");
+        assert!(complaints.contains("connectors.partners.credentials[0].password"), "{complaints}");
+        assert!(
+            complaints.contains("set a real one: \"env:NAME\" or \"file:PATH\""),
+            "{complaints}"
+        );
+    }
+
+    #[test]
+    fn a_secret_in_the_file_is_refused_without_repeating_it() {
+        let complaints = complaints("example:try-me", "hunter2");
+        assert!(complaints.contains("never the secret itself"), "{complaints}");
+        assert!(!complaints.contains("hunter2"), "{complaints}");
+    }
+
+    #[test]
+    fn a_rule_that_does_not_compile_has_its_line() {
+        let when = "when = \"signup.email_domain in ['mailinator.com', 'guerrillamail.com', 'yopmail.com']\"";
+        let complaints = complaints(when, "when = \"signup.email_domain in [\"");
+        assert!(complaints.contains(&format!("vestibule.toml:{}:", line_of(when))), "{complaints}");
+        assert!(complaints.contains("connectors.partners.rules[0].when"), "{complaints}");
+    }
+
+    #[test]
+    fn nats_needs_a_shared_key_and_keeps_passwords_out() {
+        let nats = format!("{EXAMPLE}\n[nats]\nurl = \"nats://a:b@localhost\"\n");
+        let error = parse(&nats).unwrap_err().to_string();
+        assert!(error.contains("set `key`"), "{error}");
+        assert!(error.contains("nats.url: holds a password"), "{error}");
+    }
+
+    #[test]
+    fn a_database_url_with_a_password_is_refused_without_repeating_it() {
+        let store = format!("{EXAMPLE}\n[store]\nurl = \"postgres://a:hunter2@localhost/x\"\n");
+        let error = parse(&store).unwrap_err().to_string();
+        assert!(error.contains("store.url: expected"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}

@@ -1,0 +1,285 @@
+//! The `[workers]` tables: the three built-in workers and how each of them goes about its work.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::SecretString;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use vestibule_events::{ConnectorName, Filter, Kind, Start};
+use vestibule_workers::{
+    ChannelKind, ChannelSettings, GrantRule, MailLogin, MailTls, Notify, NotifySettings,
+    Permissions, PermissionsSettings, Recipient, RetryPolicy, WebhookFormat, WorkerSettings,
+};
+
+use super::{Login, MINUTE, SecretSource, reader::Section, secret};
+
+/// One worker that is to run.
+#[derive(Debug)]
+pub(crate) struct WorkerConfig {
+    pub(crate) effect: EffectConfig,
+    pub(crate) settings: WorkerSettings,
+}
+
+impl WorkerConfig {
+    /// The name of the durable consumer, too.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self.effect {
+            EffectConfig::Notify(_) => "notify",
+            EffectConfig::Database => "database",
+            EffectConfig::Permissions(_) => "permissions",
+        }
+    }
+}
+
+/// What a worker does, with what only it needs.
+#[derive(Debug)]
+pub(crate) enum EffectConfig {
+    Notify(Vec<ChannelConfig>),
+    Database,
+    Permissions(Vec<GrantRule>),
+}
+
+/// One way of telling somebody.
+#[derive(Debug)]
+pub(crate) struct ChannelConfig {
+    name: String,
+    pub(crate) filter: Filter,
+    subject: String,
+    body: String,
+    target: ChannelTarget,
+}
+
+#[derive(Debug)]
+enum ChannelTarget {
+    Record,
+    Webhook { url: SecretSource, format: WebhookFormat, headers: Vec<(String, SecretSource)> },
+    Mail { server: String, login: Option<Login>, from: String, to: Vec<String>, tls: MailTls },
+}
+
+impl ChannelConfig {
+    /// What the worker needs, with the secrets that `fetch` brings.
+    pub(crate) fn settings(
+        &self,
+        fetch: impl Fn(&SecretSource) -> anyhow::Result<SecretString>,
+    ) -> anyhow::Result<ChannelSettings> {
+        let fetch =
+            |source: &SecretSource| fetch(source).with_context(|| format!("channel {}", self.name));
+        let kind = match &self.target {
+            ChannelTarget::Record => ChannelKind::Record,
+            ChannelTarget::Webhook { url, format, headers } => {
+                let header = |(name, value): &(String, _)| Ok((name.clone(), fetch(value)?));
+                let headers = headers.iter().map(header).collect::<anyhow::Result<_>>()?;
+                ChannelKind::Webhook { url: fetch(url)?, format: *format, headers }
+            }
+            ChannelTarget::Mail { server, login, from, to, tls } => {
+                let login = match login {
+                    Some(Login { user, password }) => {
+                        Some(MailLogin { user: user.clone(), password: fetch(password)? })
+                    }
+                    None => None,
+                };
+                let to = match to.as_slice() {
+                    [only] if only == THE_PERSON => Recipient::Person,
+                    addresses => Recipient::Fixed(addresses.to_vec()),
+                };
+                ChannelKind::Mail {
+                    server: server.clone(),
+                    login,
+                    from: from.clone(),
+                    to,
+                    tls: *tls,
+                }
+            }
+        };
+        Ok(ChannelSettings {
+            name: self.name.clone(),
+            filter: self.filter.clone(),
+            subject: self.subject.clone(),
+            body: self.body.clone(),
+            kind,
+        })
+    }
+
+    /// Complains of templates and addresses that would fail later.
+    fn check(&self, section: &Section<'_>) {
+        // Good for a URL, a header and a password alike; the real ones may be out of reach here.
+        let stand_in = |_: &SecretSource| Ok("https://stand-in.invalid/".into());
+        let channel = self.settings(stand_in).expect("a stand-in is always there");
+        if let Err(complaints) = Notify::check(&NotifySettings { channels: vec![channel] }) {
+            let key = |key| if key == "login" { "user" } else { key };
+            complaints.into_iter().for_each(|it| section.complain(key(it.key), it.message));
+        }
+    }
+}
+
+/// In `to`, this word stands for whoever signs up.
+const THE_PERSON: &str = "person";
+
+pub(super) fn read(root: &mut Section<'_>) -> Vec<WorkerConfig> {
+    root.section("workers", |section| {
+        let notify = section.section("notify", |it| {
+            let channels = it.sections("channels", read_channel);
+            if it.is_present() && channels.is_empty() {
+                it.complain("", "needs at least one [[workers.notify.channels]] table");
+            }
+            read_worker(it, EffectConfig::Notify(channels.into_iter().flatten().collect()))
+        });
+        let database = section.section("database", |it| read_worker(it, EffectConfig::Database));
+        let permissions = section.section("permissions", |it| {
+            let rules = it.sections("rules", read_grant_rule);
+            if it.is_present() && rules.is_empty() {
+                it.complain("", "needs at least one [[workers.permissions.rules]] table");
+            }
+            read_worker(it, EffectConfig::Permissions(rules))
+        });
+        [notify, database, permissions].into_iter().flatten().collect()
+    })
+}
+
+/// What every worker has, or `None` where the file does not want this one.
+fn read_worker(section: &mut Section<'_>, effect: EffectConfig) -> Option<WorkerConfig> {
+    let defaults = WorkerSettings::default();
+    let settings = WorkerSettings {
+        filter: read_filter(section, defaults.filter),
+        start: section.parsed("start", START_EXPECTED, parse_start).unwrap_or(defaults.start),
+        concurrency: usize::try_from(section.integer("concurrency", 1..1001, 16)).unwrap_or(16),
+        ack_wait: section.duration("ack_wait", defaults.ack_wait),
+        timeout: section.duration("timeout", defaults.timeout),
+        retry: section.section("retry", |retry| read_retry(retry, defaults.retry)),
+    };
+    for (key, given) in [("ack_wait", settings.ack_wait), ("timeout", settings.timeout)] {
+        if given < Duration::from_secs(1) || given > 60 * MINUTE {
+            section.complain(key, "must be from 1s to 1h");
+        }
+    }
+    (section.is_present() && section.boolean("enabled", true))
+        .then_some(WorkerConfig { effect, settings })
+}
+
+fn read_retry(section: &mut Section<'_>, defaults: RetryPolicy) -> RetryPolicy {
+    RetryPolicy {
+        initial: section.duration("initial", defaults.initial),
+        multiplier: section.number("multiplier", 1.0..=100.0, defaults.multiplier),
+        max: section.duration("max", defaults.max),
+        jitter: section.number("jitter", 0.0..=10.0, defaults.jitter),
+        tries: u32::try_from(section.integer("tries", 1..1_000_001, defaults.tries.into()))
+            .unwrap_or(defaults.tries),
+        max_age: section.duration("max_age", defaults.max_age),
+    }
+}
+
+fn read_filter(section: &mut Section<'_>, defaults: Filter) -> Filter {
+    let kinds = section.list("kinds", "kinds such as \"accepted\"", |it| it.parse::<Kind>().ok());
+    let connectors =
+        section.list("connectors", "names of connectors", |it| it.parse::<ConnectorName>().ok());
+    Filter { kinds: if section.has("kinds") { kinds } else { defaults.kinds }, connectors }
+}
+
+const START_EXPECTED: &str = "\"beginning\", \"now\" or a time such as \"2026-11-22T10:00:00Z\"";
+
+fn parse_start(text: &str) -> Option<Start> {
+    match text {
+        "beginning" => Some(Start::Beginning),
+        "now" => Some(Start::Now),
+        text => OffsetDateTime::parse(text, &Rfc3339).ok().map(Start::Time),
+    }
+}
+
+fn read_grant_rule(section: &mut Section<'_>) -> GrantRule {
+    let role = section.required("role");
+    let rule = GrantRule {
+        name: section.string("name").unwrap_or_else(|| role.clone()),
+        when: section.string("when").unwrap_or_else(|| "true".into()),
+        role,
+        expires_after: section
+            .has("expires_after")
+            .then(|| section.duration("expires_after", Duration::ZERO)),
+    };
+    if section.has("role")
+        && let Err(errors) = Permissions::check(&PermissionsSettings { rules: vec![rule.clone()] })
+    {
+        errors.into_iter().for_each(|error| section.complain(error.key, error.message));
+    }
+    rule
+}
+
+#[derive(Clone, Copy)]
+enum KindWord {
+    Record,
+    Webhook,
+    Mail,
+}
+
+fn read_channel(section: &mut Section<'_>) -> Option<ChannelConfig> {
+    let name = section.required("name");
+    let filter = read_filter(section, Filter::default());
+    let subject = section.required("subject");
+    let body = section.required("body");
+    let kinds =
+        [("record", KindWord::Record), ("webhook", KindWord::Webhook), ("mail", KindWord::Mail)];
+    if !section.has("kind") {
+        section.complain("", "needs the key `kind`: \"record\", \"webhook\" or \"mail\"");
+    }
+    let target = match section.choice("kind", &kinds, KindWord::Record) {
+        KindWord::Record => Some(ChannelTarget::Record),
+        KindWord::Webhook => read_webhook(section),
+        KindWord::Mail => Some(read_mail(section)),
+    };
+    let channel = ChannelConfig { name, filter, subject, body, target: target? };
+    let is_complete = ["name", "subject", "body"].iter().all(|key| section.has(key));
+    if is_complete {
+        channel.check(section);
+    }
+    Some(channel)
+}
+
+fn read_webhook(section: &mut Section<'_>) -> Option<ChannelTarget> {
+    let formats = [
+        ("teams", WebhookFormat::Teams),
+        ("slack", WebhookFormat::Slack),
+        ("json", WebhookFormat::Json),
+    ];
+    let format = section.choice("format", &formats, WebhookFormat::Json);
+    if !section.has("url") {
+        section.complain("", "needs the key `url`");
+    }
+    // The URL of an incoming webhook is the right to post there, so it is a secret.
+    let url = secret(section, "url");
+    let headers = section.strings("headers").into_iter().filter_map(|(name, value)| {
+        let source = SecretSource::parse(&value);
+        if source.is_none() {
+            section.complain("headers", format!("`{name}`: expected {}", SecretSource::EXPECTED));
+        }
+        Some((name, source?))
+    });
+    let headers = headers.collect();
+    Some(ChannelTarget::Webhook { url: url?, format, headers })
+}
+
+fn read_mail(section: &mut Section<'_>) -> ChannelTarget {
+    let server = section.required("server");
+    if !server.is_empty() && !server.starts_with("smtp://") && !server.starts_with("smtps://") {
+        section.complain("server", "expected \"smtp://host:port\" or \"smtps://host:port\"");
+    }
+    let tls = [
+        ("required", MailTls::Required),
+        ("opportunistic", MailTls::Opportunistic),
+        ("none", MailTls::None),
+    ];
+    let tls = section.choice("tls", &tls, MailTls::Required);
+    let user = section.string("user");
+    let password = secret(section, "password");
+    if user.is_some() != section.has("password") {
+        section.complain("user", "`user` and `password` go together");
+    }
+    let from = section.required("from");
+    let to = section.list("to", "addresses, or the word \"person\"", |it| Some(it.to_owned()));
+    if to.is_empty() {
+        section.complain("to", "needs addresses, or [\"person\"] for whoever signs up");
+    }
+    if to.len() > 1 && to.iter().any(|it| it == THE_PERSON) {
+        section.complain("to", "\"person\" stands alone; make a second channel for the others");
+    }
+    let login = user.zip(password).map(|(user, password)| Login { user, password });
+    ChannelTarget::Mail { server, login, from, to, tls }
+}

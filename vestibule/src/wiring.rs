@@ -1,0 +1,181 @@
+//! Turns the configuration into the parts that run: log, stream, store, connectors, workers.
+
+use std::{fs, io::Write, path::Path, sync::Arc};
+
+use anyhow::{Context, bail};
+use data_encoding::HEXLOWER;
+use secrecy::{ExposeSecret, SecretString};
+use vestibule_api::{AnswerAfter, BasicCredential, ConnectorSettings};
+use vestibule_events::{
+    JetStream, JetStreamConfig, LocalLog, LocalLogConfig, NatsCredentials, PseudonymKey, Retention,
+    Role, relay,
+};
+use vestibule_store::{Store, StoreOptions, StoreUrl};
+use vestibule_workers::{
+    Database, Notify, NotifySettings, Permissions, PermissionsSettings, Worker,
+};
+
+use crate::config::{
+    ChannelConfig, Config, ConnectorConfig, EffectConfig, Login, NatsConfig, SecretSource,
+    StoreTarget, WorkerConfig,
+};
+
+/// Makes the data folder, readable by nobody else: what people typed into a form lies in it.
+pub(crate) fn data_folder(config: &Config) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.data)
+        .with_context(|| format!("could not create the data folder {}", config.data.display()))
+}
+
+pub(crate) fn local_log_config(config: &Config) -> LocalLogConfig {
+    LocalLogConfig {
+        path: config.log_file(),
+        duplicate_window: config.log.duplicate_window,
+        refusal_window: config.log.refusal_window,
+        retention: if config.nats.is_some() {
+            Retention::BehindConsumer(relay::CONSUMER.to_owned())
+        } else {
+            Retention::For(config.log.retention)
+        },
+    }
+}
+
+/// The local log, open for a connector.
+pub(crate) async fn local_log(config: &Config) -> anyhow::Result<LocalLog> {
+    data_folder(config)?;
+    Ok(LocalLog::open(local_log_config(config)).await?)
+}
+
+/// Connects to the stream as one of our roles; returns at once, also when NATS is down.
+pub(crate) async fn stream(
+    config: &Config,
+    nats: &NatsConfig,
+    role: Role,
+) -> anyhow::Result<JetStream> {
+    let login = match role {
+        Role::Relay => &nats.relay,
+        Role::Worker => &nats.worker,
+        Role::Auditor => &nats.auditor,
+        Role::Provisioner => &nats.provisioner,
+    };
+    let credentials = match login {
+        Some(Login { user, password }) => NatsCredentials::UserPassword {
+            user: user.clone(),
+            password: password
+                .fetch()
+                .with_context(|| format!("could not log in to NATS as the {}", role.as_str()))?,
+        },
+        None => NatsCredentials::None,
+    };
+    let stream = JetStreamConfig {
+        url: nats.url.clone(),
+        credentials,
+        role,
+        stream: nats.stream.clone(),
+        duplicate_window: config.log.duplicate_window,
+        refusal_window: config.log.refusal_window,
+        retention: config.log.retention,
+        max_bytes: nats.max_bytes,
+        replicas: nats.replicas,
+    };
+    Ok(JetStream::connect(stream).await?)
+}
+
+pub(crate) fn store_url(config: &Config) -> anyhow::Result<StoreUrl> {
+    Ok(match &config.store.target {
+        StoreTarget::Sqlite => StoreUrl::Sqlite(config.data.join("store.db")),
+        StoreTarget::Postgres(url) => StoreUrl::Postgres(SecretString::from(url.clone())),
+        StoreTarget::Secret(source) => {
+            StoreUrl::Postgres(source.fetch().context("could not learn where the store is")?)
+        }
+    })
+}
+
+/// Opens the store; its schema is left alone.
+pub(crate) async fn store(config: &Config) -> anyhow::Result<Store> {
+    let options = StoreOptions { connections: config.store.connections, ..StoreOptions::default() };
+    data_folder(config)?;
+    Store::open(&store_url(config)?, options).await.context("could not open the store")
+}
+
+/// The key of pseudonyms: the configured one, or one generated in the data folder.
+pub(crate) fn pseudonym_key(config: &Config) -> anyhow::Result<PseudonymKey> {
+    let secret = match &config.key {
+        Some(source) => source.fetch().context("could not read the key of pseudonyms")?,
+        None => generated_key(&config.data.join("pseudonym.key"))?,
+    };
+    let key = secret.expose_secret().as_bytes();
+    if key.len() < 16 {
+        bail!("the key of pseudonyms is too short to be secret; `openssl rand -hex 32` makes one");
+    }
+    Ok(PseudonymKey::new(key.to_vec()))
+}
+
+fn generated_key(path: &Path) -> anyhow::Result<SecretString> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let created = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match created {
+        Ok(mut file) => {
+            let key = HEXLOWER.encode(&rand::random::<[u8; 32]>());
+            // Synced before the first pseudonym is made with it: another key after a power cut
+            // would make every person somebody else.
+            file.write_all(key.as_bytes()).and_then(|()| file.sync_all())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+    .with_context(|| format!("could not write the key of pseudonyms {}", path.display()))?;
+    let key = fs::read_to_string(path)
+        .with_context(|| format!("could not read the key of pseudonyms {}", path.display()))?;
+    Ok(key.into())
+}
+
+pub(crate) fn connector(
+    connector: ConnectorConfig,
+    answer_after: AnswerAfter,
+) -> anyhow::Result<ConnectorSettings> {
+    let ConnectorConfig { name, protocol, credentials, rules, .. } = connector;
+    let credentials = credentials
+        .into_iter()
+        .map(|it| {
+            let password = it.password.fetch().with_context(|| {
+                format!("could not read the password of `{}` for connector {name}", it.name)
+            })?;
+            Ok(BasicCredential { name: it.name, user: it.user, password })
+        })
+        .collect::<anyhow::Result<_>>()?;
+    Ok(ConnectorSettings {
+        name,
+        protocol,
+        credentials,
+        rules,
+        deadline: connector.deadline,
+        body_bytes_max: connector.body_bytes_max,
+        on_storage_failure: connector.on_storage_failure,
+        version: connector.version,
+        answer_after,
+    })
+}
+
+pub(crate) fn worker(config: &WorkerConfig, store: &Store) -> anyhow::Result<Arc<dyn Worker>> {
+    Ok(match &config.effect {
+        EffectConfig::Database => Arc::new(Database::new(store.clone())),
+        EffectConfig::Notify(channels) => {
+            let with_secrets = |it: &ChannelConfig| it.settings(SecretSource::fetch);
+            let channels = channels.iter().map(with_secrets).collect::<anyhow::Result<_>>()?;
+            Arc::new(Notify::new(NotifySettings { channels }, store.clone()).map_err(listed)?)
+        }
+        EffectConfig::Permissions(rules) => {
+            let settings = PermissionsSettings { rules: rules.clone() };
+            Arc::new(Permissions::new(settings, store.clone()).map_err(listed)?)
+        }
+    })
+}
+
+fn listed(complaints: Vec<impl std::fmt::Display>) -> anyhow::Error {
+    let lines: Vec<_> = complaints.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!(lines.join("\n"))
+}
