@@ -1,6 +1,6 @@
 //! Why the store did not do what it was asked, and so what the caller should do.
 
-use std::fmt;
+use std::{fmt, io::ErrorKind};
 
 use sqlx::error::DatabaseError;
 
@@ -81,6 +81,10 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(error) => from_database(error.as_ref()),
+            // A certificate that does not hold; a connection that breaks has other kinds.
+            sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData => {
+                Verdict::Misconfigured.with(error.to_string())
+            }
             sqlx::Error::Io(error) => Verdict::Unavailable.with(error.to_string()),
             sqlx::Error::PoolTimedOut => {
                 Verdict::Unavailable.with("no connection within the time limit")

@@ -73,7 +73,7 @@ pub(crate) fn file_in(directory: &TempDir) -> PathBuf {
     directory.path().join("store.db")
 }
 
-/// Short limits, so that a test of a limit does not take long; long enough for a busy machine.
+/// Long enough for a busy machine.
 pub(crate) fn options() -> StoreOptions {
     StoreOptions {
         connections: 4,
@@ -82,11 +82,12 @@ pub(crate) fn options() -> StoreOptions {
     }
 }
 
+/// So that a test of a limit does not take long.
 pub(crate) fn impatient() -> StoreOptions {
     StoreOptions {
         connections: 4,
-        acquire_timeout: Duration::from_secs(1),
-        statement_timeout: Duration::from_secs(1),
+        acquire_timeout: Duration::from_secs(3),
+        statement_timeout: Duration::from_secs(2),
     }
 }
 

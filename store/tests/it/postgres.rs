@@ -45,7 +45,7 @@ async fn a_server_that_hangs_costs_no_more_than_the_limits() -> anyhow::Result<(
     server.resume();
 
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
-    assert!(took < Duration::from_secs(10), "took {took:?}");
+    assert!(took < Duration::from_secs(20), "took {took:?}");
     let limit = Duration::from_secs(20);
     let event = event(1, "ada");
     eventually(limit, "the store works again", async || {

@@ -81,8 +81,9 @@ async fn one_refused_effect_does_not_take_its_group_with_it() -> anyhow::Result<
         }
     }
     let ids: Vec<_> = (0..64).map(|number| event(number, "n").id).collect();
-    let kept = store.effects(&ids).await?.values().filter(|it| it.person_changes == 1).count();
-    assert_eq!(kept, 48);
+    let effects = store.effects(&ids).await?;
+    assert_eq!(effects.values().filter(|it| it.person_changes == 1).count(), 48);
+    assert_eq!(effects.values().filter(|it| it.sign_ups == 1).count(), 48);
     Ok(())
 }
 
