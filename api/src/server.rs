@@ -215,15 +215,15 @@ async fn take(
         return Ok(Answered { step, served: Served::from(&outcome), outcome });
     }
 
-    // What stands if the log fails us; the event takes the decision itself with it.
-    let let_through = match connector.settings.on_storage_failure {
-        OnStorageFailure::LetThrough => Some(decision.outcome.clone()),
-        OnStorageFailure::Refuse { .. } => None,
-    };
+    let unless_stored = connector.unless_stored(&decision.outcome);
     let event = event(&api.key, sign_up, decision, trace::parent(&head.headers));
     Ok(match store(api, connector, event, deadline).await {
         Ok(outcome) => Answered { step, served: Served::from(&outcome), outcome },
-        Err(failure) => connector.answer_without_storage(step, failure, let_through),
+        Err(failure) => {
+            connector.metrics.storage_failed(failure);
+            let (served, outcome) = unless_stored;
+            Answered { step, served, outcome }
+        }
     })
 }
 
@@ -299,7 +299,11 @@ async fn append(
                 AppendError::NotStored(_) => StorageFailure::NotStored,
                 AppendError::Unknown(_) => StorageFailure::Unknown,
             };
-            debug!(event = %id, error = &error as &dyn std::error::Error, "could not store an event");
+            // Why, for the first ones; while it lasts only the counter moves.
+            if !api.storage_fails.load(Ordering::Relaxed) {
+                let error: &dyn std::error::Error = &error;
+                warn!(event = %id, error, "could not store an event");
+            }
             Err(failure)
         }
         Ok(Err(_panicked)) => Err(StorageFailure::Unknown),
@@ -372,22 +376,13 @@ impl Connector {
         }
     }
 
-    fn answer_without_storage(
-        &self,
-        step: Step,
-        failure: StorageFailure,
-        let_through: Option<Outcome>,
-    ) -> Answered {
-        self.metrics.storage_failed(failure);
-        match (&self.settings.on_storage_failure, let_through) {
-            (OnStorageFailure::LetThrough, Some(outcome)) => {
-                Answered { step, served: Served::LetThrough, outcome }
+    /// What is answered if the log fails us; the event takes the decision itself with it.
+    fn unless_stored(&self, decided: &Outcome) -> (Served, Outcome) {
+        match &self.settings.on_storage_failure {
+            OnStorageFailure::Refuse { message } => {
+                (Served::WithoutStorage, Outcome::Block { message: message.clone() })
             }
-            (OnStorageFailure::LetThrough, None) => unreachable!("kept for this case"),
-            (OnStorageFailure::Refuse { message }, _) => {
-                let outcome = Outcome::Block { message: message.clone() };
-                Answered { step, served: Served::WithoutStorage, outcome }
-            }
+            OnStorageFailure::LetThrough => (Served::LetThrough, decided.clone()),
         }
     }
 }

@@ -1,11 +1,14 @@
 //! The ordinary way: decisions, their events, repeated calls.
 
 use axum::http::{StatusCode, header};
+use prometheus_client::registry::Registry;
 use serde_json::json;
-use vestibule_api::{ConnectorSettings, OnError, RuleOutcome, RuleSettings};
-use vestibule_events::{Kind, Step};
+use vestibule_api::{
+    Api, ConnectorSettings, DuplicateConnector, OnError, RuleOutcome, RuleSettings,
+};
+use vestibule_events::{Kind, PseudonymKey, Step};
 
-use crate::support::{Endpoint, partners, partners_with, request};
+use crate::support::{BadLog, Endpoint, Misbehaviour, partners, partners_with, request};
 
 fn rule(name: &str, when: &str, outcome: RuleOutcome) -> RuleSettings {
     RuleSettings {
@@ -231,4 +234,15 @@ async fn calls_are_counted_by_what_they_got() -> anyhow::Result<()> {
     }
     assert!(!metrics.contains("x.test"), "personal data in metrics");
     Ok(())
+}
+
+#[test]
+fn two_connectors_cannot_have_one_name() {
+    let log = std::sync::Arc::new(BadLog(Misbehaviour::Hangs));
+    let key = std::sync::Arc::new(PseudonymKey::new(vec![7; 32]));
+    let connectors = vec![partners(), partners()];
+
+    let api = Api::new(log, key, connectors, &mut Registry::default());
+
+    assert_eq!(api.unwrap_err(), DuplicateConnector("partners".parse().unwrap()));
 }

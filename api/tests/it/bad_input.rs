@@ -76,7 +76,7 @@ async fn every_wrong_input_has_its_status_and_body() -> anyhow::Result<()> {
         ("not text in the path", to("/connectors/%ff/before-create")?, Problem::NotFound),
         ("not ours", to("/")?, Problem::NotFound),
         ("GET", method(Method::GET)?, Problem::MethodNotAllowed),
-        ("HEAD", method(Method::PUT)?, Problem::MethodNotAllowed),
+        ("PUT", method(Method::PUT)?, Problem::MethodNotAllowed),
         ("OPTIONS", method(Method::OPTIONS)?, Problem::MethodNotAllowed),
         ("no content type", content_type(None)?, Problem::NotJsonContentType),
         ("text", content_type(Some("text/plain"))?, Problem::NotJsonContentType),
