@@ -138,7 +138,7 @@ async fn ten_thousand_sign_ups_are_each_acted_on_exactly_once() -> anyhow::Resul
     let up = site.up().await?;
     let simulate = site
         .run_within(
-            Duration::from_secs(100),
+            Duration::from_secs(220),
             &[
                 "simulate",
                 "--url",

@@ -78,7 +78,7 @@ impl Stack {
         let simulate = self
             .site
             .run_within(
-                Duration::from_secs(110),
+                Duration::from_secs(220),
                 &[
                     "simulate",
                     "--url",
