@@ -165,7 +165,11 @@ impl Reader {
         match start {
             Start::Beginning => Ok(self.first().await?.unwrap_or(last + 1)),
             Start::Now => Ok(last + 1),
-            Start::Sequence(sequence) => Ok(sequence.max(self.first().await?.unwrap_or(last + 1))),
+            Start::Sequence(sequence) => {
+                // No log grows so long; but SQLite could not keep a greater one.
+                let sequence = sequence.min(i64::MAX.cast_unsigned() - 1);
+                Ok(sequence.max(self.first().await?.unwrap_or(last + 1)))
+            }
             Start::Time(time) => {
                 let mut from = self.place_of(time.saturating_sub(DISORDER), last).await?;
                 loop {
