@@ -436,3 +436,60 @@ impl Progress {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
+
+    fn is_told(progress: &Progress, sequence: u64) -> bool {
+        progress.acknowledged(sequence).now_or_never().is_some()
+    }
+
+    #[test]
+    fn only_what_is_done_is_told_as_done() {
+        let progress = Progress::default();
+        assert!(!is_told(&progress, 1), "nothing is known yet");
+        progress.took(5, Some(NOW));
+        progress.took(6, Some(NOW));
+        assert!(is_told(&progress, 4), "the relay began after it");
+        assert!(!is_told(&progress, 5) && !is_told(&progress, 6) && !is_told(&progress, 7));
+        progress.done(6);
+        assert!(!is_told(&progress, 5) && is_told(&progress, 6));
+    }
+
+    #[test]
+    fn an_empty_backlog_says_that_all_before_is_done() {
+        let progress = Progress::default();
+        progress.counted(Backlog { waiting: 1, in_flight: 0 }, 3, NOW);
+        assert!(!is_told(&progress, 3));
+        progress.counted(Backlog { waiting: 0, in_flight: 0 }, 3, NOW);
+        assert!(is_told(&progress, 3) && !is_told(&progress, 4));
+    }
+
+    #[test]
+    fn who_stopped_waiting_is_forgotten() {
+        let progress = Progress::default();
+        for _ in 0..10 {
+            assert!(!is_told(&progress, 1));
+        }
+        progress.counted(Backlog { waiting: 1, in_flight: 0 }, 1, NOW);
+        assert!(progress.state().waiters.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_in_hand_gives_the_age() {
+        let progress = Progress::default();
+        progress.took(1, Some(NOW - Duration::from_secs(90)));
+        progress.took(2, Some(NOW - Duration::from_secs(30)));
+        let backlog = Backlog { waiting: 0, in_flight: 2 };
+        progress.counted(backlog, 2, NOW);
+        assert_eq!(progress.inner.oldest.get(), 90);
+        progress.done(1);
+        progress.counted(backlog, 2, NOW);
+        assert_eq!(progress.inner.oldest.get(), 30);
+    }
+}

@@ -314,3 +314,105 @@ pub(super) fn subjects(connectors: &[crate::ConnectorName], kinds: &[Kind]) -> V
     subjects.dedup();
     subjects
 }
+
+#[cfg(test)]
+mod tests {
+    use time::{OffsetDateTime, macros::datetime};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{Claims, Decision, Outcome, Protocol, PseudonymKey, SignUp, Step};
+
+    const USUAL: Duration = Duration::from_secs(600);
+    const REFUSAL: Duration = Duration::from_secs(30);
+
+    fn event(outcome: Outcome, seconds: u64) -> SignUpEvent {
+        let sign_up = SignUp {
+            connector: "partners".parse().unwrap(),
+            protocol: Protocol::ApiConnector,
+            step: Step::BeforeCreate,
+            email: None,
+            identities: vec![],
+            claims: Claims::new(),
+            client: None,
+            locale: None,
+            object_id: None,
+            correlation_id: None,
+        };
+        let key = PseudonymKey::new(vec![7; 32]);
+        let person = key.person(&sign_up);
+        let fingerprint = key.fingerprint(&sign_up, &person);
+        let time: OffsetDateTime = datetime!(2026-11-22 10:00 UTC) + Duration::from_secs(seconds);
+        let decision = Decision { outcome, reasons: vec![] };
+        SignUpEvent::decided(Uuid::from_u128(1), time, person, fingerprint, sign_up, decision)
+            .unwrap()
+    }
+
+    #[test]
+    fn a_repetition_lies_within_the_window_of_the_earlier_call_whichever_came_first() {
+        let refused = || Outcome::Block { message: "no".into() };
+        let cases = [
+            (event(Outcome::unchanged(), 0), event(Outcome::unchanged(), 599), true),
+            (event(Outcome::unchanged(), 0), event(Outcome::unchanged(), 600), false),
+            (event(refused(), 0), event(Outcome::unchanged(), 29), true),
+            (event(refused(), 0), event(Outcome::unchanged(), 30), false),
+            (event(Outcome::unchanged(), 0), event(refused(), 599), true),
+        ];
+        for (one, other, expected) in cases {
+            assert_eq!(repeats(&one, &other, USUAL, REFUSAL), expected, "{one:?} {other:?}");
+            assert_eq!(repeats(&other, &one, USUAL, REFUSAL), expected, "{other:?} {one:?}");
+        }
+    }
+
+    #[test]
+    fn no_value_can_end_a_header_line() {
+        assert_eq!(percent_encoded("00-4bf9-01"), "00-4bf9-01");
+        assert_eq!(
+            percent_encoded("a b\"%\r\nNats-Rollup: all"),
+            "a%20b%22%25%0D%0ANats-Rollup:%20all"
+        );
+        assert_eq!(percent_encoded("\u{e9}"), "%C3%A9");
+    }
+
+    #[test]
+    fn subjects_cover_a_filter_once() {
+        let partners = ["partners".parse().unwrap(), "partners".parse().unwrap()];
+        assert_eq!(subjects(&[], &[]), ["signups.*.*"]);
+        assert_eq!(subjects(&partners, &[]), ["signups.partners.*"]);
+        assert_eq!(
+            subjects(&partners, &[Kind::Blocked, Kind::Accepted]),
+            ["signups.partners.accepted", "signups.partners.blocked"]
+        );
+    }
+
+    #[test]
+    fn only_what_is_certain_is_called_not_stored() {
+        let classified = |kind| classify(NatsError::new(kind));
+        for kind in [PublishErrorKind::StreamNotFound, PublishErrorKind::MaxAckPending] {
+            assert!(matches!(classified(kind), PublishError::Unavailable(_)), "{kind:?}");
+        }
+        for kind in
+            [PublishErrorKind::TimedOut, PublishErrorKind::BrokenPipe, PublishErrorKind::Other]
+        {
+            assert!(matches!(classified(kind), PublishError::Unknown(_)), "{kind:?}");
+        }
+        assert!(matches!(
+            classified(PublishErrorKind::MaxPayloadExceeded),
+            PublishError::Refused(_)
+        ));
+        let with_code = |code: u64| {
+            let json = serde_json::json!({ "code": 503, "err_code": code, "description": "" });
+            let error: async_nats::jetstream::Error = serde_json::from_value(json).unwrap();
+            classify(NatsError::with_source(PublishErrorKind::Other, error))
+        };
+        assert!(matches!(with_code(10077), PublishError::Unavailable(_)), "full");
+        assert!(matches!(with_code(10054), PublishError::Refused(_)), "too large");
+        assert!(matches!(with_code(10158), PublishError::Unknown(_)), "being replicated");
+    }
+
+    #[test]
+    fn a_timeout_says_that_it_may_be_a_denial() {
+        let error = classify(NatsError::new(PublishErrorKind::TimedOut));
+        assert!(format!("{:#}", anyhow!(error)).contains("lack the permission"));
+    }
+}

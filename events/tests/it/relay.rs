@@ -149,7 +149,7 @@ async fn who_waits_for_the_stream_is_told_when_it_has_the_event() -> anyhow::Res
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_of_an_outage_is_caught_up_with() -> anyhow::Result<()> {
-    const COUNT: usize = 20_000;
+    const COUNT: usize = 5000;
     let (mut nats, directory) = (Nats::start().await?, TempDir::new()?);
     let (stream, local) = (provisioned(&nats).await?, open(directory.path()).await?);
     let relay = Running::start(&local, &stream);
