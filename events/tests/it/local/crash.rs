@@ -1,7 +1,7 @@
-//! A process killed in the middle of appends loses none that returned.
+//! A process killed in the middle of its work loses no append and no acknowledgement that returned.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
     sync::Arc,
@@ -12,23 +12,23 @@ use vestibule_events::{EventLog, LocalLog, LocalLogConfig};
 
 use super::LocalPlace;
 use crate::{
-    contract::{Place, all, number},
+    contract::{Place, all, next, number, number_of, spec},
     sample::call,
 };
 
 /// In the environment of the child: where its log lies.
 const CHILD: &str = "LOCAL_LOG_OF_CHILD";
-const NAME: &str = "local::crash::a_killed_process_loses_no_append_that_returned";
+const NAME: &str = "local::crash::a_killed_process_loses_nothing_that_returned";
 const WRITERS: u64 = 16;
 
 /// Is its own child, as nothing else is at hand that can be killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_process_loses_no_append_that_returned() -> anyhow::Result<()> {
+async fn a_killed_process_loses_nothing_that_returned() -> anyhow::Result<()> {
     if let Some(path) = std::env::var_os(CHILD) {
         return append_for_ever(path.into()).await;
     }
     let place = LocalPlace::new()?;
-    let mut returned = BTreeMap::new();
+    let (mut returned, mut acknowledged) = (BTreeMap::new(), BTreeSet::new());
     for round in 0..3 {
         let mut child = Command::new(std::env::current_exe()?)
             .args([NAME, "--exact", "--nocapture"])
@@ -40,7 +40,10 @@ async fn a_killed_process_loses_no_append_that_returned() -> anyhow::Result<()> 
         for line in lines {
             let line = line?;
             // The last line may have been cut off by the kill; the test runner prints some too.
-            let Some((number, sequence)) = parse(&line) else { continue };
+            if let Some((number, _)) = parse(&line, "acknowledged ") {
+                acknowledged.insert(number);
+            }
+            let Some((number, sequence)) = parse(&line, "appended ") else { continue };
             returned.insert(number, sequence);
             seen += 1;
             if seen == 300 && !killed {
@@ -57,14 +60,24 @@ async fn a_killed_process_loses_no_append_that_returned() -> anyhow::Result<()> 
         for (number, sequence) in &returned {
             ensure!(stored.get(number) == Some(sequence), "round {round}: lost {number}");
         }
+        let mut consumer = log.consumer(spec("worker")).await?;
+        let backlog = log.backlog("worker").await?.context("is there")?;
+        for _ in 0..backlog.waiting + backlog.in_flight {
+            let delivery = next(&mut consumer).await?;
+            let number = number_of(&delivery)?;
+            ensure!(acknowledged.insert(number), "round {round}: {number} came back");
+            delivery.acknowledge.ack().await?;
+        }
+        ensure!(acknowledged.iter().eq(stored.keys()), "round {round}: one was never delivered");
+        drop(consumer);
         // Closed in order, so that the next child finds the lock free.
         place.close().await?;
     }
     Ok(())
 }
 
-fn parse(line: &str) -> Option<(u64, u64)> {
-    let (number, sequence) = line.strip_prefix("appended ")?.strip_suffix('.')?.split_once(' ')?;
+fn parse(line: &str, prefix: &str) -> Option<(u64, u64)> {
+    let (number, sequence) = line.strip_prefix(prefix)?.strip_suffix('.')?.split_once(' ')?;
     Some((number.parse().ok()?, sequence.parse().ok()?))
 }
 
@@ -86,6 +99,21 @@ async fn append_for_ever(path: std::path::PathBuf) -> anyhow::Result<()> {
             anyhow::Ok(())
         });
     }
+    let mut consumer = log.consumer(spec("worker")).await?;
+    writers.spawn(async move {
+        for turn in 0.. {
+            let delivery = consumer.next().await?;
+            if turn % 7 == 0 {
+                // In hand when the process is killed.
+                continue;
+            }
+            delivery.acknowledge.ack().await?;
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "acknowledged {} {}.", number_of(&delivery)?, delivery.sequence)?;
+            out.flush()?;
+        }
+        anyhow::Ok(())
+    });
     while let Some(ended) = writers.join_next().await {
         ended??;
     }
