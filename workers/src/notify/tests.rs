@@ -377,3 +377,23 @@ fn all_complaints_come_at_once_without_secrets() {
     );
     assert!(!format!("{complaints:?} {settings:?}").contains("hidden"));
 }
+
+#[test]
+fn the_way_that_leaves_most_open_decides() {
+    let retry = |after| {
+        let after = Some(Duration::from_secs(after));
+        Err(HandleError::Retry { source: anyhow!("r"), cause: Cause::Throttled, after })
+    };
+    let park = || Err(HandleError::park(Cause::Refused, anyhow!("p")));
+    let store = || Err(HandleError::StoreUnavailable(anyhow!("s")));
+
+    assert!(matches!(worst(Ok(()), park()), Err(HandleError::Park { .. })));
+    assert!(matches!(worst(park(), store()), Err(HandleError::StoreUnavailable(_))));
+    assert!(matches!(worst(store(), retry(1)), Err(HandleError::StoreUnavailable(_))));
+    for both in [worst(park(), retry(2)), worst(retry(2), park()), worst(retry(1), retry(2))] {
+        let Err(HandleError::Retry { after, cause: Cause::Throttled, .. }) = both else {
+            panic!("{both:?}");
+        };
+        assert_eq!(after, Some(Duration::from_secs(2)), "the longest pause that was asked for");
+    }
+}

@@ -20,6 +20,9 @@ static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
 
 const SIGNUP: &str = "signup";
 
+/// Longer than anybody stays, and far from where a date ends.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// Rules that can be evaluated.
 #[derive(Debug)]
 pub(super) struct Rules(Vec<Rule>);
@@ -38,7 +41,7 @@ pub struct RuleError {
     /// Which rule, from 0.
     pub index: usize,
     pub rule: String,
-    /// The key that is at fault: `name`, `when` or `role`.
+    /// The key that is at fault: `name`, `when`, `role` or `expires_after`.
     pub key: &'static str,
     pub message: String,
 }
@@ -76,6 +79,9 @@ impl Rules {
             }
             if role.trim().is_empty() {
                 complain("role", "must not be empty".into());
+            }
+            if expires_after.is_some_and(|it| it > LONGEST) {
+                complain("expires_after", "must be at most 100 years".into());
             }
             match condition(&when) {
                 Ok(when) => compiled.push(Rule { name, when, role, expires_after }),
@@ -300,6 +306,7 @@ mod tests {
             rule("c", "signup.email.shout() == ''", "x"),
             rule("d", "signup.email", "x"),
             rule("", "true", "x"),
+            GrantRule { expires_after: Some(Duration::MAX), ..rule("e", "true", "x") },
         ])
         .unwrap_err();
         let seen: Vec<_> = errors.iter().map(|it| (it.index, it.key)).collect();
@@ -313,7 +320,8 @@ mod tests {
                 (2, "when"),
                 (3, "when"),
                 (4, "when"),
-                (5, "name")
+                (5, "name"),
+                (6, "expires_after")
             ]
         );
         assert!(errors[0].message.contains("has no `emial`"), "{}", errors[0]);

@@ -1,6 +1,9 @@
 //! One person at a time: who waits for whom.
 //!
-//! Events of one person take turns in the order in which they came; everyone else overtakes.
+//! Events of one person take turns in the order in which they came; everyone else overtakes. What
+//! is handed back to the log, for a later attempt or because too many wait, has given up its turn:
+//! the person's next event goes on. Effects are guarded by the order of events, so an older one
+//! that comes late overwrites nothing.
 
 use std::{
     collections::HashMap,

@@ -14,8 +14,9 @@ use secrecy::SecretString;
 use tempfile::TempDir;
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
+use vestibule_events::{JetStream, JetStreamConfig, NatsCredentials, Role};
 use vestibule_store::{DeadLetter, StoreUrl};
-use vestibule_testkit::{Postgres, eventually};
+use vestibule_testkit::{Nats, Postgres, eventually};
 
 use super::*;
 use crate::{
@@ -456,4 +457,70 @@ async fn roles_are_granted_once_however_often_the_event_comes() -> anyhow::Resul
     assert_eq!(pairs, [("reader", "everybody", event.id), ("sampler", "samples", event.id)]);
     assert_eq!(stage.store.effects(&[event.id]).await?[&event.id].grant_sets, 1);
     running.stop().await
+}
+
+#[tokio::test]
+async fn the_stream_may_go_down_in_the_middle() -> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    let mut nats = Nats::start().await?;
+    let stream = JetStream::connect(JetStreamConfig {
+        url: nats.url(),
+        credentials: NatsCredentials::None,
+        role: Role::Provisioner,
+        stream: "SIGNUPS".into(),
+        duplicate_window: Duration::from_secs(600),
+        refusal_window: Duration::from_secs(30),
+        retention: Duration::from_secs(86_400),
+        max_bytes: 64 << 20,
+        replicas: 1,
+    })
+    .await?;
+    let patient = WorkerSettings { ack_wait: Duration::from_secs(2), ..settings(2) };
+    let specs = [consumer_spec(SCRIPTED, &patient), consumer_spec(Database::NAME, &patient)];
+    eventually(LIMIT, "the stream is made", async || stream.provision(&specs).await.is_ok())
+        .await?;
+    let mut events = Vec::new();
+    for round in 0..60 {
+        let event = crate::testing::sign_up(&format!("person{}", round % 12));
+        events.push(stream.append(event).await?.stored.event);
+    }
+    let poisoned = events[5].id;
+    let (half, gate) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(30)));
+    let worker = {
+        let (half, gate) = (half.clone(), gate.clone());
+        Scripted::new(move |task| {
+            let (half, gate) = (half.clone(), gate.clone());
+            async move {
+                if gate.available_permits() == 0 {
+                    half.notify_one();
+                }
+                gate.acquire().await.unwrap().forget();
+                if task.event.id == poisoned { Err(later()) } else { Ok(()) }
+            }
+        })
+    };
+    let seen = worker.seen.clone();
+
+    let log: Arc<dyn EventLog> = Arc::new(stream.clone());
+    let scripted = stage.start_over(log.clone(), worker, patient.clone());
+    let database = stage.start_over(log, Database::new(stage.store.clone()), patient);
+    half.notified().await;
+    nats.restart().await?;
+    gate.add_permits(1000);
+    for name in [SCRIPTED, Database::NAME] {
+        eventually(LIMIT, "everything is acknowledged", async || {
+            Ok::<_, LogError>(stream.backlog(name).await?.is_some_and(|it| it.is_empty()))
+        })
+        .await?;
+    }
+
+    let seen: std::collections::HashSet<_> = seen.lock().unwrap().iter().copied().collect();
+    assert_eq!(seen, events.iter().map(|it| it.id).collect());
+    let letters = dead_letters(&stage).await?;
+    assert_eq!((letters.len(), letters[0].event_id), (1, Some(poisoned)));
+    let ids: Vec<_> = events.iter().map(|it| it.id).collect();
+    let effects = stage.store.effects(&ids).await?;
+    assert!(ids.iter().all(|id| effects[id].sign_ups == 1), "{effects:?}");
+    scripted.stop().await?;
+    database.stop().await
 }
