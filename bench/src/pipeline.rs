@@ -7,7 +7,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -54,21 +54,20 @@ pub(crate) struct Row {
 }
 
 pub(crate) fn measure(options: &Options, folder: &Path) -> anyhow::Result<Vec<Row>> {
-    tokio::runtime::Runtime::new()?.block_on(async {
-        let postgres = Postgres::start_durable().await?;
-        let mut rounds = vec![];
-        for number in 1..=options.rounds {
-            eprintln!("pipeline, round {number} of {}", options.rounds);
-            let round = Round {
-                number,
-                events: sample::events(options.events),
-                folder: folder.join(format!("pipeline-{number}")),
-                postgres: &postgres,
-            };
-            rounds.push(round.measure().await?);
-        }
-        Ok(rows(options.events, &rounds))
-    })
+    let mut rounds = vec![];
+    for number in 1..=options.rounds {
+        eprintln!("pipeline, round {number} of {}", options.rounds);
+        let mut round = Round {
+            events: sample::events(options.events),
+            folder: folder.join(format!("pipeline-{number}")),
+            postgres: None,
+            nats: vec![],
+        };
+        // Ends before the servers do, or what is still connected would look for them.
+        let runtime = tokio::runtime::Runtime::new()?;
+        rounds.push(runtime.block_on(round.measure())?);
+    }
+    Ok(rows(options.events, &rounds))
 }
 
 /// Names with seconds, the same names in the same order in each round.
@@ -86,39 +85,40 @@ fn rows(events: u32, rounds: &[Times]) -> Vec<Row> {
         .collect()
 }
 
-struct Round<'a> {
-    number: u32,
+struct Round {
     events: Vec<SignUpEvent>,
-    folder: std::path::PathBuf,
-    postgres: &'a Postgres,
+    folder: PathBuf,
+    /// What was started runs until the round is over.
+    postgres: Option<Postgres>,
+    nats: Vec<Nats>,
 }
 
-impl Round<'_> {
-    async fn measure(&self) -> anyhow::Result<Times> {
+impl Round {
+    async fn measure(&mut self) -> anyhow::Result<Times> {
         let mut times = vec![];
+        self.postgres = Some(Postgres::start_durable().await?);
         self.over_the_stream(&mut times).await?;
         self.embedded(&mut times).await?;
         fs::remove_dir_all(&self.folder)?;
         Ok(times)
     }
 
-    async fn over_the_stream(&self, times: &mut Times) -> anyhow::Result<()> {
+    async fn over_the_stream(&mut self, times: &mut Times) -> anyhow::Result<()> {
         let behind_relay = || Retention::BehindConsumer(relay::CONSUMER.to_owned());
 
         // One part after the other, each with all of the machine.
         let log = self.log("parts", behind_relay()).await?;
-        let stream = Stream::start(&["nothing", Database::NAME]).await?;
+        let stream = self.stream(&["nothing", Database::NAME]).await?;
         times.push(("append", self.append(&log).await?));
         times.push(("relay, log full", self.relay(&log, &stream).await?));
         log.close().await?;
         let store = self.postgres_store("parts").await?;
         let nothing = Counted::new(Arc::new(Nothing), self.count());
         let name = "worker that does nothing, stream full";
-        times.push((name, self.work(nothing, Arc::new(stream.log.clone()), &store).await?));
+        times.push((name, self.work(nothing, Arc::new(stream.clone()), &store).await?));
         let database = Counted::new(Arc::new(Database::new(store.clone())), self.count());
         let name = "database worker (PostgreSQL), stream full";
-        times.push((name, self.work(database, Arc::new(stream.log.clone()), &store).await?));
-        drop(stream);
+        times.push((name, self.work(database, Arc::new(stream.clone()), &store).await?));
 
         // All of them at the same time.
         for (name, with_database) in [
@@ -132,9 +132,9 @@ impl Round<'_> {
                 Arc::new(Nothing)
             };
             let log = self.log(worker.name(), behind_relay()).await?;
-            let stream = Stream::start(&[worker.name()]).await?;
+            let stream = self.stream(&[worker.name()]).await?;
             let worker = Counted::new(worker, self.count());
-            let working = Working::start(worker, Arc::new(stream.log.clone()), store);
+            let working = Working::start(worker, Arc::new(stream.clone()), store);
             let relaying = Relaying::start(&log, &stream);
             let begun = Instant::now();
             self.append(&log).await?;
@@ -186,12 +186,38 @@ impl Round<'_> {
     }
 
     async fn postgres_store(&self, name: &str) -> anyhow::Result<Store> {
-        let url = self.postgres.create_database(&format!("{name}_{}", self.number)).await?;
+        let server = self.postgres.as_ref().context("PostgreSQL was started first")?;
+        let url = server.create_database(name).await?;
         opened(StoreUrl::Postgres(SecretString::from(url))).await
     }
 
     async fn sqlite_store(&self, name: &str) -> anyhow::Result<Store> {
         opened(StoreUrl::Sqlite(self.folder.join(format!("{name}.db")))).await
+    }
+
+    /// A stream on a nats-server of its own, which syncs every event before it acknowledges it.
+    async fn stream(&mut self, workers: &[&str]) -> anyhow::Result<JetStream> {
+        let server = Nats::start().await?;
+        let stream = JetStream::connect(JetStreamConfig {
+            url: server.url(),
+            credentials: NatsCredentials::None,
+            role: Role::Provisioner,
+            stream: "SIGNUPS".to_owned(),
+            duplicate_window: Duration::from_secs(600),
+            refusal_window: Duration::from_secs(30),
+            retention: RETENTION,
+            max_bytes: 4 << 30,
+            replicas: 1,
+        })
+        .await?;
+        let consumers: Vec<_> =
+            workers.iter().map(|name| consumer_spec(name, &WorkerSettings::default())).collect();
+        eventually(Duration::from_secs(10), "the stream is there", async || {
+            stream.provision(&consumers).await.map(|_| true)
+        })
+        .await?;
+        self.nats.push(server);
+        Ok(stream)
     }
 
     async fn append(&self, log: &LocalLog) -> anyhow::Result<Duration> {
@@ -218,7 +244,7 @@ impl Round<'_> {
         Ok(elapsed)
     }
 
-    async fn relay(&self, log: &LocalLog, stream: &Stream) -> anyhow::Result<Duration> {
+    async fn relay(&self, log: &LocalLog, stream: &JetStream) -> anyhow::Result<Duration> {
         let begun = Instant::now();
         let relaying = Relaying::start(log, stream);
         let relayed = relaying.progress.acknowledged(log.last_sequence());
@@ -251,38 +277,6 @@ async fn opened(url: StoreUrl) -> anyhow::Result<Store> {
     Ok(store)
 }
 
-/// A nats-server of our own with the stream on it; syncs every event before it acknowledges it.
-struct Stream {
-    log: JetStream,
-    // The connection goes first.
-    _server: Nats,
-}
-
-impl Stream {
-    async fn start(workers: &[&str]) -> anyhow::Result<Self> {
-        let server = Nats::start().await?;
-        let log = JetStream::connect(JetStreamConfig {
-            url: server.url(),
-            credentials: NatsCredentials::None,
-            role: Role::Provisioner,
-            stream: "SIGNUPS".to_owned(),
-            duplicate_window: Duration::from_secs(600),
-            refusal_window: Duration::from_secs(30),
-            retention: RETENTION,
-            max_bytes: 4 << 30,
-            replicas: 1,
-        })
-        .await?;
-        let consumers: Vec<_> =
-            workers.iter().map(|name| consumer_spec(name, &WorkerSettings::default())).collect();
-        eventually(Duration::from_secs(10), "the stream is there", async || {
-            log.provision(&consumers).await.map(|_| true)
-        })
-        .await?;
-        Ok(Self { log, _server: server })
-    }
-}
-
 /// The relay, running.
 struct Relaying {
     progress: relay::Progress,
@@ -291,10 +285,10 @@ struct Relaying {
 }
 
 impl Relaying {
-    fn start(log: &LocalLog, stream: &Stream) -> Self {
+    fn start(log: &LocalLog, stream: &JetStream) -> Self {
         let (progress, stop) = (relay::Progress::default(), CancellationToken::new());
         let options = relay::RelayOptions::default();
-        let (log, stream) = (log.clone(), stream.log.clone());
+        let (log, stream) = (log.clone(), stream.clone());
         let task = tokio::spawn(relay::run(log, stream, options, progress.clone(), stop.clone()));
         Self { progress, stop, task }
     }
