@@ -91,3 +91,15 @@ async fn migrate_makes_the_schema_once() -> anyhow::Result<()> {
     assert_eq!(applied(&second.stdout)?, 0);
     Ok(())
 }
+
+/// What compose.yaml mounts into every container.
+#[tokio::test]
+async fn the_scaled_out_example_is_fine() -> anyhow::Result<()> {
+    let site = Site::with_config(include_str!("../docs/examples/scaled-out.toml"))?;
+
+    let check = site.run(&["check"]).await?;
+
+    assert_eq!(check.code, 0, "{}", check.stderr);
+    assert!(check.stdout.contains("stream SIGNUPS at nats://nats:4222"), "{}", check.stdout);
+    Ok(())
+}

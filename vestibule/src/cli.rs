@@ -24,6 +24,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Common {
     /// The configuration file
     #[arg(long, global = true, value_name = "FILE", default_value = "./vestibule.toml")]

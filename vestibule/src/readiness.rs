@@ -25,7 +25,7 @@ impl Readiness for Parts {
         let mut report = ReadinessReport::default();
         let checks = &mut report.checks;
         if let Some(log) = &self.log {
-            let check = match within(async { log.backlog(relay::CONSUMER).await.map(drop) }).await {
+            let check = match within(log.ready()).await {
                 None => Check::Ok,
                 Some(problem) => Check::Failed(format!("events cannot be stored: {problem}")),
             };

@@ -39,7 +39,7 @@ use self::{
     held::{Call, HELD_MAX, Held, Place, Windows},
     metrics::Metrics,
     read::Reader,
-    writer::{Append, Command, Connections, Save, Writer},
+    writer::{Append, Command, Connections, Save, Trouble, Writer},
 };
 use crate::{
     AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LogError, Replay,
@@ -89,6 +89,7 @@ struct Inner {
     reader: Reader,
     /// Absent where the log is only looked at.
     commands: Option<mpsc::Sender<Command>>,
+    trouble: Trouble,
     last: watch::Receiver<u64>,
     consumers: Mutex<HashMap<String, Arc<Durable>>>,
     /// Held from when the consumer that retention waits for is opened here.
@@ -145,6 +146,7 @@ impl LocalLog {
                 path,
                 reader,
                 commands: None,
+                trouble: Trouble::default(),
                 last: seen,
                 consumers: Mutex::default(),
                 relay_lock: Mutex::default(),
@@ -173,6 +175,7 @@ impl LocalLog {
         let (commands, queue) = mpsc::channel(QUEUE_MAX);
         let unsettled_bytes = Arc::new(AtomicU64::new(0));
         let metrics = Metrics::new();
+        let trouble = Trouble::default();
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         if role == Role::Relay {
@@ -186,6 +189,7 @@ impl LocalLog {
             metrics: metrics.clone(),
             unsettled_bytes: Arc::clone(&unsettled_bytes),
             connections: Connections::default(),
+            trouble: trouble.clone(),
             lock,
         };
         tasks.spawn(writer.run(queue, stop.clone()));
@@ -209,6 +213,7 @@ impl LocalLog {
             path,
             reader,
             commands: Some(commands),
+            trouble,
             last: seen,
             consumers: Mutex::default(),
             relay_lock: Mutex::default(),
@@ -230,6 +235,15 @@ impl LocalLog {
     #[must_use]
     pub fn last_sequence(&self) -> u64 {
         *self.inner.last.borrow()
+    }
+
+    /// Whether events can be stored, as far as is known: an append that failed within the last
+    /// seconds, with none after it that went through, says no.
+    pub async fn ready(&self) -> Result<(), LogError> {
+        match self.inner.trouble.now() {
+            Some(cause) => Err(LogError::Unavailable(anyhow!(cause))),
+            None => self.inner.reader.last().await.map(drop),
+        }
     }
 
     /// Finishes what is being written, and lets the file go. All handles and consumers of this log

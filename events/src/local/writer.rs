@@ -8,10 +8,10 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::anyhow;
@@ -86,8 +86,34 @@ pub(super) struct Writer {
     /// Bytes written since the last checkpoint, roughly.
     pub(super) unsettled_bytes: Arc<AtomicU64>,
     pub(super) connections: Connections,
+    pub(super) trouble: Trouble,
     /// Kept until nothing is written any more.
     pub(super) lock: File,
+}
+
+/// Why the last group of events could not be stored, and when; empty once one could.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trouble(Arc<Mutex<Option<(Instant, String)>>>);
+
+impl Trouble {
+    /// How long a failure counts. A process that is not sent calls while it is in trouble would
+    /// otherwise never learn that the trouble is over.
+    const COUNTS_FOR: Duration = Duration::from_secs(10);
+
+    fn set(&self, trouble: Option<String>) {
+        *self.state() = trouble.map(|cause| (Instant::now(), cause));
+    }
+
+    /// The cause of a failure just now.
+    pub(super) fn now(&self) -> Option<String> {
+        let state = self.state();
+        let (since, cause) = state.as_ref()?;
+        (since.elapsed() < Self::COUNTS_FOR).then(|| cause.clone())
+    }
+
+    fn state(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Opened when they are needed, and anew after an error.
@@ -158,6 +184,7 @@ impl Writer {
         let stored = if new.is_empty() { Ok(()) } else { self.insert(last + 1, &new).await };
         let count = new.len();
         if stored.is_ok() && count > 0 {
+            self.trouble.set(None);
             self.metrics.group_events.observe(count as f64);
             self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
             let forgotten = self.held.forgotten_early();
@@ -189,6 +216,7 @@ impl Writer {
         self.metrics.appended(AppendResult::failed, failed);
 
         if let Err(error) = stored {
+            self.trouble.set(Some(error.message.clone()));
             error!(
                 ambiguous = error.ambiguous,
                 events = count,

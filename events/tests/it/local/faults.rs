@@ -47,7 +47,7 @@ async fn a_group_that_fails_is_not_stored_and_the_next_one_is() -> anyhow::Resul
 #[tokio::test]
 async fn a_failed_call_may_be_made_again() -> anyhow::Result<()> {
     let place = LocalPlace::new()?;
-    let log = place.open().await?;
+    let log = LocalLog::open(place.config()).await?;
     let mut sqlite = sqlite(&place).await?;
     sqlx::raw_sql(
         "create trigger full before insert on events begin select raise(fail, 'full'); end",
@@ -55,9 +55,12 @@ async fn a_failed_call_may_be_made_again() -> anyhow::Result<()> {
     .execute(&mut sqlite)
     .await?;
     ensure!(log.append(call(1).event()).await.is_err());
+    ensure!(log.ready().await.is_err(), "ready, although the last append failed");
     sqlx::raw_sql("drop trigger full").execute(&mut sqlite).await?;
 
     let appended = log.append(call(1).event()).await?;
+    log.ready().await?;
+    let log: Arc<dyn EventLog> = Arc::new(log);
 
     ensure!(!appended.duplicate && all(&log).await? == [appended.stored]);
     sqlite.close().await?;
