@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use vestibule_testkit::{Nats, Postgres, Process, eventually};
 
-use crate::support::{EXAMPLE, LIMIT, Site, sign_up};
+use crate::support::{EXAMPLE, LIMIT, Site, http, sign_up};
 
 const ROLES: [&str; 4] = ["relay", "worker", "auditor", "provisioner"];
 
@@ -14,11 +14,19 @@ const ROLES: [&str; 4] = ["relay", "worker", "auditor", "provisioner"];
 struct Stack {
     site: Site,
     nats: Nats,
-    _postgres: Postgres,
+    postgres: Postgres,
 }
 
 impl Stack {
     async fn start(more: &str) -> anyhow::Result<Self> {
+        let stack = Self::start_bare(more).await?;
+        let migrate = stack.site.run(&["migrate"]).await?;
+        ensure!(migrate.code == 0, "migrate failed: {}", migrate.stderr);
+        Ok(stack)
+    }
+
+    /// Without tables, stream and consumers.
+    async fn start_bare(more: &str) -> anyhow::Result<Self> {
         let passwords = ROLES.map(|role| {
             (format!("VESTIBULE_NATS_{}_PASSWORD", role.to_uppercase()), format!("{role}-secret"))
         });
@@ -48,9 +56,7 @@ impl Stack {
         }
         site.set("VESTIBULE_KEY", "0123456789abcdef0123456789abcdef");
         site.set("VESTIBULE_STORE_URL", &postgres.url());
-        let migrate = site.run(&["migrate"]).await?;
-        ensure!(migrate.code == 0, "migrate failed: {}", migrate.stderr);
-        Ok(Self { site, nats, _postgres: postgres })
+        Ok(Self { site, nats, postgres })
     }
 
     /// Starts an `api` and gives it with its address.
@@ -181,5 +187,38 @@ async fn answers_after_the_stream_wait_for_it_and_say_so_when_it_is_away() -> an
     let (status, answer) =
         sign_up(&base, "before-create", &json!({ "email": "eve@example.com" })).await?;
     assert_eq!((status, &answer["action"]), (200, &json!("ShowBlockPage")));
+    Ok(())
+}
+
+#[tokio::test]
+async fn up_answers_while_its_servers_are_away_and_acts_when_they_come() -> anyhow::Result<()> {
+    let mut stack = Stack::start_bare("").await?;
+    stack.nats.stop();
+    stack.postgres.kill();
+
+    let up = stack.site.up().await?;
+    let (status, answer) =
+        up.sign_up("before-create", &json!({ "email": "ada@example.com" })).await?;
+    let ready = http().get(format!("{}/readyz", up.admin)).send().await?;
+
+    assert_eq!((status, &answer["action"]), (200, &json!("Continue")));
+    assert_eq!(ready.status(), 200, "degraded, and answering");
+    assert_eq!(ready.json::<Value>().await?["status"], "degraded");
+    stack.nats.restart().await?;
+    stack.postgres.restart().await?;
+    eventually(LIMIT, "all three workers have acted", async || -> anyhow::Result<bool> {
+        Ok(up.metrics().await?.matches("outcome=\"done\"} 1").count() == 3)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_worker_without_its_consumer_says_what_to_run() -> anyhow::Result<()> {
+    let stack = Stack::start_bare("").await?;
+
+    let worker = stack.site.run(&["worker", "notify"]).await?;
+
+    assert_eq!(worker.code, 1);
+    assert!(worker.stderr.contains("`vestibule migrate`"), "{}", worker.stderr);
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! What the admin listener says about this process.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use vestibule_api::{Check, Readiness, ReadinessReport};
@@ -16,7 +19,8 @@ const PROBE_LIMIT: Duration = Duration::from_millis(500);
 pub(crate) struct Parts {
     pub(crate) log: Option<LocalLog>,
     pub(crate) stream: Option<JetStream>,
-    pub(crate) store: Option<Store>,
+    /// Set once it is open, which may take as long as its server stays away.
+    pub(crate) store: Option<Arc<OnceLock<Store>>>,
 }
 
 #[async_trait]
@@ -42,7 +46,10 @@ impl Readiness for Parts {
             checks.insert("stream".to_owned(), check);
         }
         if let Some(store) = &self.store {
-            let check = within(store.ping()).await.map_or(Check::Ok, Check::Degraded);
+            let check = match store.get() {
+                Some(store) => within(store.ping()).await.map_or(Check::Ok, Check::Degraded),
+                None => Check::Degraded("does not answer yet; workers wait for it".to_owned()),
+            };
             checks.insert("store".to_owned(), check);
         }
         report

@@ -160,6 +160,12 @@ pub(crate) fn connector(
     })
 }
 
+/// Whether a worker's secrets are where the configuration says.
+pub(crate) fn check_secrets(config: &WorkerConfig) -> anyhow::Result<()> {
+    let EffectConfig::Notify(channels) = &config.effect else { return Ok(()) };
+    channels.iter().try_for_each(|it| it.settings(SecretSource::fetch).map(drop))
+}
+
 pub(crate) fn worker(config: &WorkerConfig, store: &Store) -> anyhow::Result<Arc<dyn Worker>> {
     Ok(match &config.effect {
         EffectConfig::Database => Arc::new(Database::new(store.clone())),

@@ -1,0 +1,105 @@
+//! What happens behind the connector in `up`: store, stream and workers come to be in their own
+//! time, however long their servers stay away. Sign-ups are answered all the while.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::{task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use vestibule_events::EventLog;
+use vestibule_store::{Store, StoreError};
+use vestibule_workers::WorkerMetrics;
+
+use crate::{config::Config, migrate, wiring};
+
+/// Between two looks at a server that is away.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Opens the store, prepares the stream, and runs the workers.
+pub(super) async fn run(
+    config: Arc<Config>,
+    log: Arc<dyn EventLog>,
+    opened: Arc<OnceLock<Store>>,
+    metrics: WorkerMetrics,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let prepare = async {
+        if opened.get().is_none() {
+            let store = store(&config).await?;
+            opened.get_or_init(|| store);
+        }
+        stream(&config).await;
+        anyhow::Ok(opened.get().expect("it was opened above").clone())
+    };
+    let store = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        store = prepare => store?,
+    };
+    let mut workers = JoinSet::new();
+    for worker in &config.workers {
+        let effect = wiring::worker(worker, &store)
+            .with_context(|| format!("could not set up the worker {}", worker.name()))?;
+        let (settings, log) = (worker.settings.clone(), Arc::clone(&log));
+        let (store, metrics, stop) = (store.clone(), metrics.clone(), stop.clone());
+        let name = worker.name();
+        workers.spawn(async move {
+            let ended = vestibule_workers::run(effect, settings, log, store, metrics, stop).await;
+            if let Err(error) = ended {
+                error!(worker = name, error = format!("{error:#}"), "a worker has ended");
+            }
+        });
+    }
+    while workers.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Opens the store and brings its schema up to date, waiting for a server that is away.
+pub(super) async fn store(config: &Config) -> anyhow::Result<Store> {
+    let mut was_away = false;
+    loop {
+        let opening = async {
+            let store = wiring::store(config).await?;
+            let migrations =
+                store.migrate().await.context("could not update the store's schema")?;
+            anyhow::Ok((store, migrations))
+        };
+        match opening.await {
+            Ok((store, migrations)) => {
+                for migration in migrations {
+                    info!(version = migration.version, "the store's schema is updated");
+                }
+                return Ok(store);
+            }
+            Err(error) if is_unavailable(&error) => {
+                if !was_away {
+                    warn!(error = format!("{error:#}"), "the store does not answer; workers wait");
+                }
+                was_away = true;
+                sleep(PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_unavailable(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable(_))))
+}
+
+/// Prepares the stream as `vestibule migrate` does, as soon as it can be reached.
+async fn stream(config: &Config) {
+    let Some(nats) = &config.nats else { return };
+    let mut said = String::new();
+    while let Err(error) = migrate::provision(config, nats).await {
+        let error = format!("{error:#}");
+        if error != said {
+            warn!(error, "could not prepare the stream; events wait in the local log");
+            said = error;
+        }
+        sleep(PAUSE).await;
+    }
+}

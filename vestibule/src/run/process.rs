@@ -1,0 +1,231 @@
+//! A process: its parts as tasks, the signals that stop it, and the order in which it stops.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use async_trait::async_trait;
+use prometheus_client::registry::Registry;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use vestibule_api::{AnswerAfter, Api, Durable, ServerLimits, admin_router, router, serve};
+use vestibule_events::{JetStream, LocalLog, Role, relay};
+
+use crate::{
+    config::{self, Config, ConnectorConfig, NatsConfig},
+    readiness::Parts,
+    wiring,
+};
+
+/// How long a stop may take before what still runs is left to the next start.
+const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+
+/// The running parts of a process.
+pub(super) struct Process {
+    pub(super) registry: Registry,
+    pub(super) stop: CancellationToken,
+    tasks: JoinSet<Ended>,
+    /// How far the relay is, for answers that wait for the stream.
+    progress: relay::Progress,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// What a process is worth without a part that has ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Without {
+    /// Nothing: the process ends too, so that whoever supervises it sees that.
+    Ends,
+    /// A worker that cannot go on is no reason to turn people away.
+    GoesOn,
+}
+
+struct Ended {
+    part: &'static str,
+    without: Without,
+    result: anyhow::Result<()>,
+}
+
+impl Process {
+    /// Signals are caught from the very beginning, so that a stop during the start is orderly too.
+    pub(super) fn begin() -> anyhow::Result<Self> {
+        Ok(Self {
+            registry: Registry::default(),
+            stop: CancellationToken::new(),
+            tasks: JoinSet::new(),
+            progress: relay::Progress::default(),
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    pub(super) fn spawn(
+        &mut self,
+        part: &'static str,
+        without: Without,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move { Ended { part, without, result: task.await } });
+    }
+
+    /// The outcome of something that may take long, or `None` if a signal came first.
+    pub(super) async fn unless_stopped<T>(&mut self, wanted: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            outcome = wanted => Some(outcome),
+            () = self.signal() => None,
+        }
+    }
+
+    async fn signal(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    pub(super) async fn stream(
+        &mut self,
+        config: &Config,
+        nats: &NatsConfig,
+        role: Role,
+    ) -> anyhow::Result<JetStream> {
+        let stream = wiring::stream(config, nats, role).await?;
+        stream
+            .register(self.registry.sub_registry_with_label(("role".into(), role.as_str().into())));
+        Ok(stream)
+    }
+
+    /// Starts the relay and gives its stream.
+    pub(super) async fn relay(
+        &mut self,
+        config: &Config,
+        nats: &NatsConfig,
+        log: &LocalLog,
+    ) -> anyhow::Result<JetStream> {
+        let stream = self.stream(config, nats, Role::Relay).await?;
+        self.progress.register(&mut self.registry);
+        let (log, to, progress) = (log.clone(), stream.clone(), self.progress.clone());
+        let stop = self.stop.clone();
+        self.spawn("relay", Without::Ends, async move {
+            let options = relay::RelayOptions::default();
+            relay::run(log, to, options, progress, stop).await.context("the relay ended")
+        });
+        Ok(stream)
+    }
+
+    /// Starts to take calls; gives the address, as the configuration may say port 0.
+    pub(super) async fn connector(
+        &mut self,
+        config: &Config,
+        connectors: Vec<ConnectorConfig>,
+        log: &LocalLog,
+    ) -> anyhow::Result<SocketAddr> {
+        let key = wiring::pseudonym_key(config)?;
+        let answer_after = match config.log.answer_after {
+            config::AnswerAfter::Disk => AnswerAfter::Disk,
+            config::AnswerAfter::Stream => {
+                AnswerAfter::Stream(Arc::new(Relayed(self.progress.clone())))
+            }
+        };
+        let connectors = connectors
+            .into_iter()
+            .map(|it| wiring::connector(it, answer_after.clone()))
+            .collect::<anyhow::Result<_>>()?;
+        let api = Api::new(Arc::new(log.clone()), Arc::new(key), connectors, &mut self.registry)?;
+        log.register(&mut self.registry);
+        self.listen("connector", config.listen.connector, router(api)).await
+    }
+
+    /// Starts the admin listener, last: the metrics of everything else are in the registry by now.
+    pub(super) async fn admin(
+        &mut self,
+        parts: Parts,
+        listen: SocketAddr,
+    ) -> anyhow::Result<SocketAddr> {
+        let registry = Arc::new(std::mem::take(&mut self.registry));
+        self.listen("admin", listen, admin_router(registry, Arc::new(parts))).await
+    }
+
+    async fn listen(
+        &mut self,
+        part: &'static str,
+        address: SocketAddr,
+        router: axum::Router,
+    ) -> anyhow::Result<SocketAddr> {
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!(
+                "could not listen on {address}; is another process there? `listen.{part}` names \
+                 another"
+            )
+        })?;
+        let address = listener.local_addr()?;
+        let stop = self.stop.clone();
+        self.spawn(part, Without::Ends, async move {
+            Ok(serve(listener, router, ServerLimits::default(), stop).await?)
+        });
+        Ok(address)
+    }
+
+    /// Runs until a signal comes or the process is worth nothing any more, then drains.
+    pub(super) async fn run(mut self) -> anyhow::Result<()> {
+        let lost = loop {
+            tokio::select! {
+                _ = self.terminate.recv() => break None,
+                _ = self.interrupt.recv() => break None,
+                Some(ended) = self.tasks.join_next() => {
+                    if let Some(part) = report(ended) {
+                        break Some(part);
+                    }
+                }
+            }
+        };
+        info!("stopping: answers and events in progress are finished first");
+        self.stop.cancel();
+        let drained = tokio::time::timeout(DRAIN_LIMIT, async {
+            while let Some(ended) = self.tasks.join_next().await {
+                report(ended);
+            }
+        });
+        tokio::select! {
+            drained = drained => match drained {
+                Ok(()) => info!("stopped"),
+                Err(_) => warn!("stopped with events in progress; they are delivered again"),
+            },
+            // A second signal: whoever sends it does not want to wait.
+            _ = self.interrupt.recv() => warn!("stopped at once"),
+        }
+        match lost {
+            None => Ok(()),
+            Some(part) => bail!("stopped, because there is no {part} any more; see the log above"),
+        }
+    }
+}
+
+/// Says how a part ended, and which one if the process is worth nothing without it.
+fn report(ended: Result<Ended, tokio::task::JoinError>) -> Option<&'static str> {
+    match ended {
+        Ok(Ended { result: Ok(()), .. }) => None,
+        Ok(Ended { part, without, result: Err(error) }) => {
+            error!(part, error = format!("{error:#}"), "a part has ended");
+            (without == Without::Ends).then_some(part)
+        }
+        Err(error) => {
+            error!(%error, "a part has panicked");
+            Some("panicked part")
+        }
+    }
+}
+
+/// Lets answers wait for the relay.
+struct Relayed(relay::Progress);
+
+#[async_trait]
+impl Durable for Relayed {
+    async fn durable(&self, sequence: u64) {
+        self.0.acknowledged(sequence).await;
+    }
+}
