@@ -110,6 +110,10 @@ impl Round {
         let log = self.log("parts", behind_relay()).await?;
         let stream = self.stream(&["nothing", Database::NAME]).await?;
         times.push(("append", self.append(&log).await?));
+        let ceiling = self.stream(&[]).await?;
+        let in_flight = relay::RelayOptions::default().in_flight;
+        let name = "stream without a relay, as many in flight";
+        times.push((name, self.append_to(Arc::new(ceiling), in_flight).await?));
         times.push(("relay, log full", self.relay(&log, &stream).await?));
         log.close().await?;
         let store = self.postgres_store("parts").await?;
@@ -221,14 +225,24 @@ impl Round {
     }
 
     async fn append(&self, log: &LocalLog) -> anyhow::Result<Duration> {
-        let mut shares = vec![vec![]; APPENDERS];
+        let elapsed = self.append_to(Arc::new(log.clone()), APPENDERS).await?;
+        ensure!(log.last_sequence() == self.count(), "events were lost or taken for repeats");
+        Ok(elapsed)
+    }
+
+    async fn append_to(
+        &self,
+        log: Arc<dyn EventLog>,
+        appenders: usize,
+    ) -> anyhow::Result<Duration> {
+        let mut shares = vec![vec![]; appenders];
         for (place, event) in self.events.iter().enumerate() {
-            shares[place % APPENDERS].push(event.clone());
+            shares[place % appenders].push(event.clone());
         }
         let begun = Instant::now();
         let mut appenders = JoinSet::new();
         for share in shares {
-            let log = log.clone();
+            let log = Arc::clone(&log);
             appenders.spawn(async move {
                 for event in share {
                     log.append(event).await?;
@@ -239,9 +253,7 @@ impl Round {
         while let Some(done) = appenders.join_next().await {
             done??;
         }
-        let elapsed = begun.elapsed();
-        ensure!(log.last_sequence() == self.count(), "events were lost or taken for repeats");
-        Ok(elapsed)
+        Ok(begun.elapsed())
     }
 
     async fn relay(&self, log: &LocalLog, stream: &JetStream) -> anyhow::Result<Duration> {

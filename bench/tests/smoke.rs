@@ -22,7 +22,7 @@ fn every_mode_runs_and_reports_figures() {
 
     let connector: Vec<Value> = rates("connector");
     let pipeline: Vec<Value> = rates("pipeline");
-    assert_eq!((connector.len(), pipeline.len()), (3, 9), "{report:#}");
+    assert_eq!((connector.len(), pipeline.len()), (3, 10), "{report:#}");
     for rate in connector.iter().chain(&pipeline) {
         assert!(rate.as_f64().unwrap() > 0.0, "{report:#}");
     }
