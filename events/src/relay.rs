@@ -162,6 +162,9 @@ impl Relay {
             max_in_flight: options.in_flight + SET_ASIDE_MAX,
         };
         let consumer = local.consumer(spec).await?;
+        if let Some((cursor, undone)) = local.undone(CONSUMER) {
+            progress.begins(cursor, undone);
+        }
         let mut relay = Self {
             local,
             stream,
@@ -333,7 +336,7 @@ struct Inner {
 struct State {
     /// All up to here is acknowledged.
     floor: u64,
-    /// The youngest that the relay was given; the local log gives them in order.
+    /// The youngest that the relay was given; the local log gives new ones in order.
     taken: u64,
     /// Taken and not acknowledged, with the event's time.
     in_hand: BTreeMap<u64, Option<OffsetDateTime>>,
@@ -390,6 +393,14 @@ impl Progress {
             inner.oldest.clone(),
         );
         registry.register("connected", "1 while connected to NATS", inner.connected.clone());
+    }
+
+    /// What was acknowledged before this relay was there, it is not given again; nor is it given at
+    /// once what an earlier one set aside.
+    fn begins(&self, cursor: u64, undone: Vec<u64>) {
+        let mut state = self.state();
+        state.in_hand.extend(undone.into_iter().map(|sequence| (sequence, None)));
+        state.taken = state.taken.max(cursor.saturating_sub(1));
     }
 
     fn took(&self, sequence: u64, time: Option<OffsetDateTime>) {
@@ -459,6 +470,18 @@ mod tests {
         assert!(!is_told(&progress, 5) && !is_told(&progress, 6) && !is_told(&progress, 7));
         progress.done(6);
         assert!(!is_told(&progress, 5) && is_told(&progress, 6));
+    }
+
+    #[test]
+    fn what_an_earlier_relay_left_is_not_done_and_all_else_is() {
+        let progress = Progress::default();
+        progress.begins(9, vec![5, 7]);
+        progress.took(9, Some(NOW));
+        assert!(is_told(&progress, 4) && is_told(&progress, 6) && is_told(&progress, 8));
+        assert!(!is_told(&progress, 5) && !is_told(&progress, 7) && !is_told(&progress, 9));
+        progress.took(5, Some(NOW));
+        progress.done(5);
+        assert!(is_told(&progress, 5) && !is_told(&progress, 7));
     }
 
     #[test]

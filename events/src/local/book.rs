@@ -72,6 +72,11 @@ impl Book {
         self.pending.keys().next().copied().unwrap_or(self.cursor)
     }
 
+    /// What was delivered and is not done.
+    pub(super) fn pending(&self) -> impl Iterator<Item = u64> {
+        self.pending.keys().copied()
+    }
+
     /// What comes next. `prefer_new` decides where both an old and a new one could: taken in turn,
     /// neither a storm of retries nor a flood of new events starves the other.
     pub(super) fn turn(&self, now: Instant, max_in_flight: usize, prefer_new: bool) -> Turn {

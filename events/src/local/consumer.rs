@@ -105,6 +105,12 @@ impl Durable {
         self.state().book.floor()
     }
 
+    /// The first sequence that was not delivered yet, and those before it that are not done.
+    pub(super) fn undone(&self) -> (u64, Vec<u64>) {
+        let state = self.state();
+        (state.book.cursor(), state.book.pending().collect())
+    }
+
     pub(super) fn in_flight(&self) -> u64 {
         self.state().book.in_flight() as u64
     }

@@ -246,6 +246,12 @@ impl LocalLog {
         }
     }
 
+    /// Of a consumer that is open here: the first sequence that it was not given yet, and those
+    /// before it that it has not acknowledged.
+    pub(crate) fn undone(&self, consumer: &str) -> Option<(u64, Vec<u64>)> {
+        self.inner.opened(consumer).map(|durable| durable.undone())
+    }
+
     /// Finishes what is being written, and lets the file go. All handles and consumers of this log
     /// end with it.
     pub async fn close(&self) -> Result<(), LogError> {
