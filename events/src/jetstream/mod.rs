@@ -34,6 +34,7 @@ use crate::{
 pub use provision::{Provisioned, Provisioning};
 
 use metrics::Metrics;
+use publish::Standing;
 pub(crate) use publish::{PublishError, Publishing};
 
 /// How to reach the stream and what it is to be.
@@ -210,9 +211,9 @@ impl JetStream {
         }
     }
 
-    /// Sends an event on its way, so that events sent one after the other are stored in that order.
+    /// Sends an answered event on its way, so that events sent one after the other are stored in that order.
     pub(crate) async fn send(&self, event: SignUpEvent) -> Result<Publishing, PublishError> {
-        publish::send(self, event).await
+        publish::send(self, event, Standing::Answered).await
     }
 
     async fn stream_info(&self) -> Result<Option<stream::Info>, LogError> {

@@ -5,6 +5,9 @@
 //! therefore compared with the event it holds. A new call that the server would swallow is published
 //! again under the fingerprint and the held event's id: a chain that every writer walks alike.
 //!
+//! What a relay brings was answered already, by a process that knew nothing of the held event. Where
+//! the answers differ (other rules, during a roll-out) both were given, so both are events.
+//!
 //! Left to others: a call repeated through another process while the first event lies in a local log
 //! that cannot reach the stream for longer than the server remembers is stored twice.
 
@@ -35,8 +38,18 @@ pub(crate) struct Publishing {
     event: SignUpEvent,
     message: Message,
     answer: PublishAckFuture,
+    standing: Standing,
     /// How often the connection had been lost when it was sent.
     losses: u64,
+}
+
+/// What an event's decision means to its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Whoever called waits; a repeated call is given the held answer instead.
+    Proposed,
+    /// It was given: nothing may take its place.
+    Answered,
 }
 
 /// Why an event was not published, and so what to do with it.
@@ -78,7 +91,7 @@ pub(super) async fn append(
     stream: &JetStream,
     event: SignUpEvent,
 ) -> Result<Appended, AppendError> {
-    Ok(send(stream, event).await?.settled().await?)
+    Ok(send(stream, event, Standing::Proposed).await?.settled().await?)
 }
 
 /// Hands the event to the connection, in order, and does not wait for the stream.
@@ -88,6 +101,7 @@ pub(super) async fn append(
 pub(super) async fn send(
     stream: &JetStream,
     event: SignUpEvent,
+    standing: Standing,
 ) -> Result<Publishing, PublishError> {
     let sent = async {
         if !stream.is_connected() {
@@ -101,7 +115,7 @@ pub(super) async fn send(
     };
     match sent.await {
         Ok((message, answer, losses)) => {
-            Ok(Publishing { stream: stream.clone(), event, message, answer, losses })
+            Ok(Publishing { stream: stream.clone(), event, message, answer, standing, losses })
         }
         Err(error) => {
             stream.inner.metrics.published(error.as_str());
@@ -124,7 +138,7 @@ impl Publishing {
     }
 
     async fn walk(self) -> Result<Appended, PublishError> {
-        let Self { stream, event, message, mut answer, mut losses } = self;
+        let Self { stream, event, message, mut answer, standing, mut losses } = self;
         let config = &stream.inner.config;
         loop {
             let lost = || PublishError::Unknown(anyhow!(CONNECTION_LOST));
@@ -138,12 +152,13 @@ impl Publishing {
             let link = match held(&stream, sequence).await? {
                 Some(Ok(held))
                     if held.id == event.id
-                        || repeats(
-                            &event,
-                            &held,
-                            config.duplicate_window,
-                            config.refusal_window,
-                        ) =>
+                        || standing.gives_way(&event, &held)
+                            && repeats(
+                                &event,
+                                &held,
+                                config.duplicate_window,
+                                config.refusal_window,
+                            ) =>
                 {
                     let stored = Stored { sequence, event: held };
                     return Ok(Appended { stored, duplicate: true });
@@ -155,6 +170,13 @@ impl Publishing {
             losses = stream.losses();
             answer = message.send(&stream, &format!("{}.{link}", event.fingerprint)).await?;
         }
+    }
+}
+
+impl Standing {
+    /// Whether a repetition loses nothing when the held event stands for it.
+    fn gives_way(self, event: &SignUpEvent, held: &SignUpEvent) -> bool {
+        self == Self::Proposed || event.decision.outcome == held.decision.outcome
     }
 }
 

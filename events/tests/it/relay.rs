@@ -9,16 +9,18 @@ use std::{
 use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
+use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vestibule_events::{
-    EventLog, Filter, JetStream, LocalLog, LocalLogConfig, LogError, Replay, Retention, Start,
+    EventLog, Filter, JetStream, LocalLog, LocalLogConfig, LogError, Outcome, Replay, Retention,
+    Start,
     relay::{self, Progress, RelayOptions},
 };
 use vestibule_testkit::{Nats, eventually};
 
-use crate::jetstream::{config, connect, event, metric, provisioned};
+use crate::jetstream::{config, connect, event, event_at, metric, provisioned};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -227,6 +229,58 @@ async fn two_relays_of_two_processes_store_one_call_once() -> anyhow::Result<()>
     assert_eq!(relayed, [300, 300]);
     assert_eq!(read(&streams[0]).await?.len(), 300);
     Ok(())
+}
+
+/// Each process has answered by its own decision, perhaps by other rules: both happened.
+#[tokio::test]
+async fn a_call_that_two_processes_answered_differently_is_two_events() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let stream = provisioned(&nats).await?;
+    let (one, other) = (TempDir::new()?, TempDir::new()?);
+    let (one, other) = (open(one.path()).await?, open(other.path()).await?);
+    let now = OffsetDateTime::now_utc();
+    let refused = event_at("ada", Outcome::Block { message: "no".into() }, now);
+    let later = now + Duration::from_secs(10);
+    let accepted = event_at("ada", Outcome::unchanged(), later);
+    let repeated = event_at("ada", Outcome::unchanged(), later);
+    one.append(refused.clone()).await?;
+    other.append(accepted.clone()).await?;
+
+    assert_eq!(relay::step(&one, &stream).await?, 1);
+    assert_eq!(relay::step(&other, &stream).await?, 1);
+
+    assert_eq!(read(&stream).await?, [refused.id, accepted.id]);
+    let third = TempDir::new()?;
+    let third = open(third.path()).await?;
+    third.append(repeated).await?;
+    assert_eq!(relay::step(&third, &stream).await?, 1);
+    assert_eq!(read(&stream).await?.len(), 2, "a repetition of the second is none of the first");
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_a_restart_nobody_is_told_of_what_the_stream_has_not() -> anyhow::Result<()> {
+    let small = "max_payload: 4KB\njetstream { sync_interval: always }";
+    let (nats, directory) = (Nats::start_with_config(small).await?, TempDir::new()?);
+    let (stream, local) = (provisioned(&nats).await?, open(directory.path()).await?);
+    let mut large = event("large");
+    large.sign_up.claims.insert("note".into(), "x".repeat(8192).into());
+    let refused = local.append(large).await?.stored.sequence;
+    let before = local.append(event("before")).await?.stored.sequence;
+    let relay = Running::start(&local, &stream);
+    tokio::time::timeout(LIMIT, relay.progress.acknowledged(before)).await?;
+    relay.end().await?;
+    local.close().await?;
+
+    let local = open(directory.path()).await?;
+    let relay = Running::start(&local, &stream);
+    tokio::time::timeout(LIMIT, relay.progress.acknowledged(before)).await?;
+    let after = local.append(event("after")).await?.stored.sequence;
+    tokio::time::timeout(LIMIT, relay.progress.acknowledged(after)).await?;
+
+    let early = relay.progress.acknowledged(refused);
+    assert!(tokio::time::timeout(Duration::from_millis(200), early).await.is_err());
+    relay.end().await
 }
 
 #[tokio::test]
