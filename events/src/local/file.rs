@@ -189,12 +189,16 @@ pub(super) fn lock(log: &Path, role: &str) -> Result<File, LogError> {
 pub(super) fn failed(path: &Path) -> impl FnOnce(sqlx::Error) -> LogError {
     let doing = format!("could not use the log {}", path.display());
     move |error| {
-        let permanent = code(&error).is_some_and(|it| {
-            [PERM, READONLY, CORRUPT, CANTOPEN, NOTADB].contains(&(it & PRIMARY))
-        });
+        let permanent = code(&error).is_some_and(is_permanent_code);
         let error = anyhow::Error::from(error).context(doing);
         if permanent { LogError::Refused(error) } else { LogError::Unavailable(error) }
     }
+}
+
+/// Somebody has to mend the file. That it cannot be opened does not say so: a process that has run
+/// out of handles hears the same, and must not give its consumers up for it.
+fn is_permanent_code(code: i32) -> bool {
+    [PERM, READONLY, CORRUPT, NOTADB].contains(&(code & PRIMARY))
 }
 
 /// Whether a failed commit may be on disk all the same.
@@ -220,12 +224,23 @@ const PERM: i32 = 3;
 const READONLY: i32 = 8;
 const IOERR: i32 = 10;
 const CORRUPT: i32 = 11;
-const CANTOPEN: i32 = 14;
 const NOTADB: i32 = 26;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CANTOPEN: i32 = 14;
+
+    #[test]
+    fn a_consumer_is_given_up_only_for_a_file_that_somebody_must_mend() {
+        for code in [READONLY, CORRUPT, NOTADB, CORRUPT | 1 << 8] {
+            assert!(is_permanent_code(code), "{code}");
+        }
+        for code in [5, IOERR, 13, CANTOPEN, CANTOPEN | 2 << 8] {
+            assert!(!is_permanent_code(code), "{code}");
+        }
+    }
 
     #[test]
     fn only_what_may_hide_a_commit_is_ambiguous() {
