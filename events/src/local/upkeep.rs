@@ -195,8 +195,9 @@ pub(super) async fn measure(
         }
         let mut wal = path.clone().into_os_string();
         wal.push("-wal");
-        let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |it| it.len());
-        let bytes = bytes(&path) + bytes(Path::new(&wal));
+        // A disk that hangs may hang this too, and then not on a thread that answers sign-ups.
+        let bytes = async |path: &Path| tokio::fs::metadata(path).await.map_or(0, |it| it.len());
+        let bytes = bytes(&path).await + bytes(Path::new(&wal)).await;
         metrics.file_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 }
