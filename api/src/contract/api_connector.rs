@@ -97,10 +97,11 @@ pub(crate) fn parse(
     url_step: Option<Step>,
     body: &[u8],
 ) -> Result<Call, Problem> {
-    let Value::Object(mut claims) = serde_json::from_slice(body).map_err(|_| Problem::NotJson)?
-    else {
-        return Err(Problem::NotAnObject);
-    };
+    let body: Value = serde_json::from_slice(body).map_err(|_| Problem::NotJson)?;
+    if is_deeper_than(LEVELS_MAX, &body) {
+        return Err(Problem::NotJson);
+    }
+    let Value::Object(mut claims) = body else { return Err(Problem::NotAnObject) };
     let named = take_text(&mut claims, "step");
     let body_step = named.as_deref().map(step_named);
     let step = match (url_step, body_step) {
@@ -126,6 +127,20 @@ pub(crate) fn parse(
             claims,
         },
     })
+}
+
+/// How deeply a body may be nested. The event holds the claims some levels further down, and once
+/// more in its decision; whatever reads events stops at 128 levels, so a call that uses them up
+/// would become an event that nobody can read.
+const LEVELS_MAX: usize = 64;
+
+fn is_deeper_than(levels: usize, value: &Value) -> bool {
+    let inner_is_deeper = |value| is_deeper_than(levels - 1, value);
+    match value {
+        Value::Array(values) => levels == 0 || values.iter().any(inner_is_deeper),
+        Value::Object(members) => levels == 0 || members.values().any(inner_is_deeper),
+        _ => false,
+    }
 }
 
 /// The token step has two names, on two pages of the same documentation.
@@ -196,12 +211,38 @@ fn take_identities(claims: &mut Claims) -> Vec<Identity> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+    use vestibule_events::{Decision, PseudonymKey, SignUpEvent};
 
     use super::*;
 
     fn read(body: &Value) -> SignUp {
         let name = "partners".parse().unwrap();
         parse(&name, Some(Step::BeforeCreate), body.to_string().as_bytes()).unwrap().sign_up
+    }
+
+    #[test]
+    fn a_body_is_nested_no_deeper_than_events_are_read() {
+        let nested = |levels: usize| {
+            let inner = format!("{}{}", "[".repeat(levels - 1), "]".repeat(levels - 1));
+            let body = format!(r#"{{"c":{inner}}}"#);
+            let name = "partners".parse().unwrap();
+            parse(&name, Some(Step::BeforeCreate), body.as_bytes()).map(|call| call.sign_up)
+        };
+        assert_eq!(nested(LEVELS_MAX + 1).err(), Some(Problem::NotJson));
+        assert_eq!(nested(128).err(), Some(Problem::NotJson));
+
+        let sign_up = nested(LEVELS_MAX).unwrap();
+        let claims = sign_up.claims.clone();
+        let key = PseudonymKey::new(vec![7; 32]);
+        let (person, now) = (key.person(&sign_up), OffsetDateTime::now_utc());
+        let decision = Decision { outcome: Outcome::Continue { claims }, reasons: Vec::new() };
+        let fingerprint = key.fingerprint(&sign_up, &person);
+        let event =
+            SignUpEvent::decided(Uuid::now_v7(), now, person, fingerprint, sign_up, decision);
+        let text = serde_json::to_string(&event.unwrap()).unwrap();
+        assert!(serde_json::from_str::<SignUpEvent>(&text).is_ok(), "the event can be read");
     }
 
     #[test]
