@@ -4,9 +4,13 @@
 //! [`Consumer`] and is given each event at least once. Subjects, acknowledgements, redelivery and
 //! the suppression of repeated calls are settled here; what an event means, and whether handling
 //! it twice does harm, is not.
+//!
+//! The language of rules is here as well ([`expression`]): connectors and workers both ask about
+//! sign-ups, and mean the same.
 
 mod decision;
 mod event;
+pub mod expression;
 mod fingerprint;
 mod jetstream;
 mod local;

@@ -1,9 +1,12 @@
-//! The sign-up as rules and templates see it.
+//! The sign-up as templates see it.
 
 use serde::Serialize;
-use vestibule_events::{Claims, Email, Identity, Outcome, Protocol, SignUpEvent};
+use vestibule_events::{
+    Claims, Decision, Email, Identity, Outcome, Protocol, PseudonymKey, SignUp, SignUpEvent,
+    expression,
+};
 
-/// The variable `signup` of rules and templates, in the shape that a connector's rules know.
+/// The variable `signup` of templates, with the members that rules know ([`expression::MEMBERS`]).
 ///
 /// What the platform did not send is absent, not null, so that `has(signup.email)` asks for it.
 /// Claims are those in force: as sent, then as the decision changed them.
@@ -29,21 +32,6 @@ pub(crate) struct SignUpView<'a> {
 }
 
 impl<'a> SignUpView<'a> {
-    /// The members that may be there.
-    pub(crate) const MEMBERS: [&'static str; 11] = [
-        "connector",
-        "protocol",
-        "step",
-        "email",
-        "email_domain",
-        "identities",
-        "claims",
-        "client",
-        "locale",
-        "object_id",
-        "correlation_id",
-    ];
-
     pub(crate) fn of(event: &'a SignUpEvent) -> Self {
         let sign_up = &event.sign_up;
         let domain = |email: &Email| email.domain().trim().to_ascii_lowercase();
@@ -72,31 +60,16 @@ fn claims_in_force(event: &SignUpEvent) -> Claims {
     claims
 }
 
-/// An event with every member, to try rules and templates on before the first real one comes.
+/// An event with every member, to try templates on before the first real one comes.
 pub(crate) fn sample() -> SignUpEvent {
     use serde_json::json;
     use time::macros::datetime;
-    use vestibule_events::{Decision, PseudonymKey, SignUp, Step};
 
-    let sign_up = SignUp {
-        connector: "sample".parse().expect("is a name"),
-        protocol: Protocol::ApiConnector,
-        step: Step::BeforeCreate,
-        email: Some(Email::new("sample@example.com")),
-        identities: vec![Identity {
-            sign_in_type: "federated".into(),
-            issuer: "example.com".into(),
-            issuer_assigned_id: "0".into(),
-        }],
-        claims: json!({ "displayName": "Sample", "givenName": "Sam", "surname": "Ple" })
-            .as_object()
-            .cloned()
-            .unwrap_or_default(),
-        client: Some("00000000-0000-0000-0000-000000000000".into()),
-        locale: Some("en-US".into()),
-        object_id: Some("00000000-0000-0000-0000-000000000000".into()),
-        correlation_id: Some("00000000-0000-0000-0000-000000000000".into()),
-    };
+    let claims = json!({ "displayName": "Sample", "givenName": "Sam", "surname": "Ple" })
+        .as_object()
+        .cloned()
+        .unwrap_or_default();
+    let sign_up = SignUp { claims, ..expression::sample() };
     // Nobody's pseudonym: the key is no secret.
     let key = PseudonymKey::new(vec![0; 32]);
     let person = key.person(&sign_up);
@@ -126,10 +99,10 @@ mod tests {
     }
 
     #[test]
-    fn the_members_are_those_of_the_sample() {
+    fn templates_know_the_members_that_rules_know() {
         let view = serde_json::to_value(SignUpView::of(&sample())).unwrap();
         let mut members: Vec<_> = view.as_object().unwrap().keys().map(String::as_str).collect();
-        let mut known = SignUpView::MEMBERS;
+        let mut known = expression::MEMBERS;
         members.sort_unstable();
         known.sort_unstable();
         assert_eq!(members, known);

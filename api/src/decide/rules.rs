@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use vestibule_events::{Claims, Step};
-
-use super::expression::{Compiled, Facts, Failure, Fault};
+use vestibule_events::{
+    Claims, Step,
+    expression::{ClaimValue, Condition, Facts, Failure, Fault},
+};
 
 /// One rule as the configuration says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,14 +89,14 @@ pub struct Rules {
 pub(super) struct Rule {
     pub(super) name: String,
     steps: Vec<Step>,
-    pub(super) when: Compiled,
+    pub(super) when: Condition,
     pub(super) outcome: Outcome,
     pub(super) on_error: OnError,
 }
 
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Set(Vec<(String, Compiled)>),
+    Set(Vec<(String, ClaimValue)>),
     Reject { message: String, field: Option<String> },
     Block { message: String },
 }
@@ -163,7 +164,7 @@ impl Rules {
 fn compile(rule: RuleSettings, complaints: &mut Complaints<'_>) -> Option<Rule> {
     let RuleSettings { name, steps, when, outcome, on_error } = rule;
     // Both are compiled before either is given up, so that all complaints come at once.
-    let when = complaints.compile(Expression::When, &when);
+    let when = complaints.compiled(Expression::When, Condition::compile(&when));
     let outcome = match outcome {
         RuleOutcome::Set { claims } => {
             if claims.is_empty() {
@@ -176,7 +177,9 @@ fn compile(rule: RuleSettings, complaints: &mut Complaints<'_>) -> Option<Rule> 
                     if NOT_CLAIMS.contains(&claim.as_str()) {
                         complaints.about(expression.clone(), "this is no claim that can be set");
                     }
-                    complaints.compile(expression, &source).map(|value| (claim, value))
+                    complaints
+                        .compiled(expression, ClaimValue::compile(&source))
+                        .map(|value| (claim, value))
                 })
                 .collect();
             claims.into_iter().collect::<Option<Vec<_>>>().map(Outcome::Set)
@@ -194,7 +197,7 @@ impl Outcome {
                 let mut set = Claims::new();
                 for (claim, value) in claims {
                     // Platforms know no null: to them a claim without a value is left out.
-                    match value.claim(facts)? {
+                    match value.evaluate(facts)? {
                         Value::Null => {}
                         value => drop(set.insert(claim.clone(), value)),
                     }
@@ -216,16 +219,12 @@ struct Complaints<'a> {
 }
 
 impl Complaints<'_> {
-    fn compile(&mut self, expression: Expression, source: &str) -> Option<Compiled> {
-        match Compiled::compile(source) {
-            Ok(compiled) => Some(compiled),
-            Err(faults) => {
-                for fault in faults {
-                    self.push(expression.clone(), fault);
-                }
-                None
-            }
-        }
+    fn compiled<T>(&mut self, expression: Expression, result: Result<T, Vec<Fault>>) -> Option<T> {
+        result
+            .map_err(|faults| {
+                faults.into_iter().for_each(|fault| self.push(expression.clone(), fault));
+            })
+            .ok()
     }
 
     fn about(&mut self, expression: Expression, message: &str) {

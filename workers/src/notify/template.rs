@@ -6,7 +6,7 @@
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, value::Serde};
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
-use vestibule_events::{Outcome, SignUpEvent};
+use vestibule_events::{Outcome, SignUpEvent, expression};
 
 use super::Fault;
 use crate::claims::{SignUpView, sample};
@@ -99,7 +99,7 @@ fn try_out(environment: &Environment<'_>, name: &str) -> Result<(), String> {
             let member = parts.next();
             let known = VARIABLES.contains(&variable) || globals.iter().any(|it| it == variable);
             let member_known = match (variable, member) {
-                ("signup", Some(member)) => SignUpView::MEMBERS.contains(&member),
+                ("signup", Some(member)) => expression::MEMBERS.contains(&member),
                 ("event", Some(member)) => EventView::MEMBERS.contains(&member),
                 ("decision", Some(member)) => DecisionView::MEMBERS.contains(&member),
                 _ => true,

@@ -1,24 +1,14 @@
 //! Conditions, compiled; what an event earns. Pure.
 
-use std::{
-    fmt,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
-use cel::{
-    Context, Env, ExecutionError, IdedExpr, Program, Value,
-    common::ast::{EntryExpr, Expr},
+use vestibule_events::{
+    SignUpEvent,
+    expression::{Condition, Facts, Failure, Fault},
 };
-use vestibule_events::SignUpEvent;
 use vestibule_store::NewGrant;
 
 use super::GrantRule;
-use crate::claims::{SignUpView, sample};
-
-static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
-
-const SIGNUP: &str = "signup";
 
 /// Longer than anybody stays, and far from where a date ends.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -30,7 +20,7 @@ pub(super) struct Rules(Vec<Rule>);
 #[derive(Debug)]
 struct Rule {
     name: String,
-    when: Program,
+    when: Condition,
     role: String,
     expires_after: Option<Duration>,
 }
@@ -56,10 +46,10 @@ impl std::error::Error for RuleError {}
 
 /// A rule that failed with an event. Names the rule and nothing of what it looked at.
 #[derive(Debug, thiserror::Error)]
-#[error("could not evaluate the rule `{rule}`: {what}")]
+#[error("could not evaluate the rule `{rule}`: {}", .failure.as_str())]
 pub(super) struct RuleFailed {
     rule: String,
-    what: &'static str,
+    failure: Failure,
 }
 
 impl Rules {
@@ -83,9 +73,9 @@ impl Rules {
             if expires_after.is_some_and(|it| it > LONGEST) {
                 complain("expires_after", "must be at most 100 years".into());
             }
-            match condition(&when) {
+            match Condition::compile(&when) {
                 Ok(when) => compiled.push(Rule { name, when, role, expires_after }),
-                Err(messages) => messages.into_iter().for_each(|it| complain("when", it)),
+                Err(faults) => faults.into_iter().for_each(|it| complain("when", in_words(it))),
             }
         }
         if errors.is_empty() { Ok(Self(compiled)) } else { Err(errors) }
@@ -96,9 +86,8 @@ impl Rules {
         let facts = Facts::of(event);
         let mut earned: Vec<NewGrant> = Vec::new();
         for rule in &self.0 {
-            let holds = facts
-                .hold(&rule.when)
-                .map_err(|what| RuleFailed { rule: rule.name.clone(), what })?;
+            let holds = holds(&rule.when, &facts)
+                .map_err(|failure| RuleFailed { rule: rule.name.clone(), failure })?;
             if holds && !earned.iter().any(|it| it.role == rule.role) {
                 earned.push(NewGrant {
                     role: rule.role.clone(),
@@ -112,126 +101,20 @@ impl Rules {
     }
 }
 
-/// What conditions see.
-struct Facts(Context<'static, 'static>);
-
-impl Facts {
-    fn of(event: &SignUpEvent) -> Self {
-        let mut context = Context::with_env(Arc::clone(&ENV));
-        let sign_up = cel::to_value(SignUpView::of(event)).expect("a sign-up is plain data");
-        context.add_variable_from_value(SIGNUP, sign_up);
-        Self(context)
-    }
-
-    /// Whether a condition holds. A claim that is not there fulfils none: who does not say that
-    /// they are in sales does not get what sales gets. Everything else that goes wrong is the
-    /// rule's fault, and somebody should hear of it.
-    fn hold(&self, condition: &Program) -> Result<bool, &'static str> {
-        match condition.execute(&self.0) {
-            Ok(Value::Bool(holds)) => Ok(holds),
-            Ok(_) => Err("the condition is neither true nor false"),
-            Err(ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_)) => Ok(false),
-            Err(ExecutionError::UndeclaredReference(_)) => {
-                Err("it uses a function that does not exist")
-            }
-            Err(ExecutionError::NoSuchOverload(_) | ExecutionError::UnexpectedType { .. }) => {
-                Err("a value is not of the type that it needs")
-            }
-            // The library's own words quote the values.
-            Err(_) => Err("evaluation error"),
-        }
+/// Whether a condition holds. What is not there fulfils none: who does not say that they are in
+/// sales does not get what sales gets. Everything else that goes wrong is the rule's fault, and
+/// somebody should hear of it.
+fn holds(condition: &Condition, facts: &Facts<'_>) -> Result<bool, Failure> {
+    match condition.holds(facts) {
+        Err(Failure::Missing) => Ok(false),
+        holds => holds,
     }
 }
 
-/// Compiles a condition, and finds what would fail with every event.
-fn condition(source: &str) -> Result<Program, Vec<String>> {
-    let program = ENV.compile(source).map_err(|errors| {
-        errors
-            .errors
-            .into_iter()
-            .map(|it| format!("line {} column {}: {}", it.pos.0, it.pos.1, it.msg))
-            .collect::<Vec<_>>()
-    })?;
-    let mut names = Names::default();
-    names.check(program.expression());
-    let mut faults = names.faults;
-    if faults.is_empty() {
-        // A type that does not fit may be due to the sample; a missing function never is.
-        match program.execute(&Facts::of(&sample()).0) {
-            Ok(Value::Bool(_)) => {}
-            Ok(_) => faults.push("must be true or false".into()),
-            Err(ExecutionError::UndeclaredReference(name)) => {
-                faults.push(format!("there is no function `{name}`"));
-            }
-            Err(_) => {}
-        }
-    }
-    if faults.is_empty() { Ok(program) } else { Err(faults) }
-}
-
-/// Looks for names that do not exist.
-#[derive(Default)]
-struct Names<'a> {
-    /// Variables of the comprehensions around.
-    scope: Vec<&'a str>,
-    faults: Vec<String>,
-}
-
-impl<'a> Names<'a> {
-    /// CEL's own names for types, as in `type(x) == string`.
-    const TYPES: [&'static str; 10] =
-        ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
-
-    fn check(&mut self, at: &'a IdedExpr) {
-        match &at.expr {
-            Expr::Unspecified | Expr::Literal(_) => {}
-            Expr::Ident(name) => {
-                let known = name == SIGNUP
-                    || self.scope.contains(&name.as_str())
-                    || Self::TYPES.contains(&name.as_str());
-                if !known {
-                    self.faults.push(format!("there is no `{name}`; all is under `{SIGNUP}`"));
-                }
-            }
-            Expr::Select(select) => {
-                self.check(&select.operand);
-                let member = select.field.as_str();
-                if matches!(&select.operand.expr, Expr::Ident(name) if name == SIGNUP)
-                    && !SignUpView::MEMBERS.contains(&member)
-                {
-                    let members = SignUpView::MEMBERS.join(", ");
-                    self.faults.push(format!("`{SIGNUP}` has no `{member}`; it has {members}"));
-                }
-            }
-            Expr::Call(call) => {
-                call.target.iter().for_each(|it| self.check(it));
-                call.args.iter().for_each(|it| self.check(it));
-            }
-            Expr::List(list) => list.elements.iter().for_each(|it| self.check(it)),
-            Expr::Map(map) => map.entries.iter().for_each(|it| self.check_entry(&it.expr)),
-            Expr::Struct(it) => it.entries.iter().for_each(|it| self.check_entry(&it.expr)),
-            Expr::Comprehension(it) => {
-                self.check(&it.iter_range);
-                self.check(&it.accu_init);
-                let outside = self.scope.len();
-                self.scope.extend([it.iter_var.as_str(), it.accu_var.as_str()]);
-                self.scope.extend(it.iter_var2.as_deref());
-                self.check(&it.loop_cond);
-                self.check(&it.loop_step);
-                self.check(&it.result);
-                self.scope.truncate(outside);
-            }
-        }
-    }
-
-    fn check_entry(&mut self, entry: &'a EntryExpr) {
-        match entry {
-            EntryExpr::StructField(field) => self.check(&field.value),
-            EntryExpr::MapEntry(entry) => {
-                self.check(&entry.key);
-                self.check(&entry.value);
-            }
-        }
+fn in_words(Fault { message, line, column }: Fault) -> String {
+    match (line, column) {
+        (1, 1) => message,
+        _ => format!("line {line} column {column}: {message}"),
     }
 }
 
@@ -241,6 +124,7 @@ mod tests {
     use vestibule_events::Outcome;
 
     use super::*;
+    use crate::claims::sample;
 
     fn rule(name: &str, when: &str, role: &str) -> GrantRule {
         GrantRule { name: name.into(), when: when.into(), role: role.into(), expires_after: None }

@@ -1,0 +1,539 @@
+//! CEL over a sign-up: the language of every rule, whoever evaluates it.
+//!
+//! An expression is compiled once. Whatever would fail at each evaluation is complained of then,
+//! with its place; afterwards a rule means the same to a connector and to a worker: the same
+//! members, the same functions, the same failures. There is one variable, `signup`, and an
+//! expression costs what it looks at: nothing is copied for it, no pattern is compiled twice.
+//! What follows from a condition, and from a [`Failure`], is left to the caller.
+
+mod checker;
+mod pattern;
+mod view;
+
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
+
+use cel::{
+    Context, Env, ExecutionError, Program,
+    common::{
+        types::{CelBool, CelDouble, CelInt, CelNull, CelString, CelUInt},
+        value::Val,
+    },
+};
+use serde_json::Value;
+
+use self::{checker::Checker, pattern::Pattern, view::Scope};
+use crate::{Claims, Email, Identity, Outcome, Protocol, SignUp, SignUpEvent, Step};
+
+/// The one variable there is.
+const SIGNUP: &str = "signup";
+
+/// What `signup` has. What the platform did not send is absent, so that `has(signup.email)` asks
+/// for it.
+pub const MEMBERS: [&str; 11] = [
+    "connector",
+    "protocol",
+    "step",
+    "email",
+    "email_domain",
+    "identities",
+    "claims",
+    "client",
+    "locale",
+    "object_id",
+    "correlation_id",
+];
+
+/// The functions that expressions may call: CEL's standard library and its extension for text, for
+/// claims want trimming and changes of case.
+static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
+    let mut env = Env::stdlib();
+    for extension in [cel::extensions::strings, pattern::extension] {
+        env.add_extension(extension).expect("nothing in it has the name of something else");
+    }
+    Arc::new(env)
+});
+
+/// An expression that is true or false.
+#[derive(Debug)]
+pub struct Condition(Compiled);
+
+impl Condition {
+    /// Compiles a condition, or says everything that is wrong with it.
+    pub fn compile(source: &str) -> Result<Self, Vec<Fault>> {
+        let condition = Self(Compiled::compile(source)?);
+        // What fails with the sample may well go through with another sign-up. But the types of
+        // members are the same for all, and the sample has no claims, whose types are not.
+        match condition.holds(&Facts::new(&sample(), &Claims::new())) {
+            Err(Failure::Result) => {
+                let message = "a condition is true or false, and this is neither".to_owned();
+                Err(vec![Fault { message, line: 1, column: 1 }])
+            }
+            _ => Ok(condition),
+        }
+    }
+
+    /// Whether it holds.
+    pub fn holds(&self, facts: &Facts<'_>) -> Result<bool, Failure> {
+        self.0.evaluate(facts, |value| {
+            value.downcast_ref::<CelBool>().map(|holds| *holds.inner()).ok_or(Failure::Result)
+        })
+    }
+}
+
+/// An expression that a claim gets its value from.
+#[derive(Debug)]
+pub struct ClaimValue(Compiled);
+
+impl ClaimValue {
+    /// Compiles an expression, or says everything that is wrong with it.
+    pub fn compile(source: &str) -> Result<Self, Vec<Fault>> {
+        Compiled::compile(source).map(Self)
+    }
+
+    /// Text, a number, yes or no; null where the claim is to stay as it is.
+    pub fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Failure> {
+        self.0.evaluate(facts, |value| claim(value).ok_or(Failure::Result))
+    }
+}
+
+/// The value as a claim can have it. Platforms take no collections (contract 1.2).
+fn claim(value: &dyn Val) -> Option<Value> {
+    if let Some(text) = value.downcast_ref::<CelString<'_>>() {
+        Some(text.inner().into())
+    } else if let Some(yes) = value.downcast_ref::<CelBool>() {
+        Some((*yes.inner()).into())
+    } else if let Some(number) = value.downcast_ref::<CelInt>() {
+        Some((*number.inner()).into())
+    } else if let Some(number) = value.downcast_ref::<CelUInt>() {
+        Some((*number.inner()).into())
+    } else if let Some(number) = value.downcast_ref::<CelDouble>() {
+        number.inner().is_finite().then(|| (*number.inner()).into())
+    } else {
+        value.downcast_ref::<CelNull>().map(|_| Value::Null)
+    }
+}
+
+/// What expressions see: a sign-up, and the claims that changed since it came.
+#[derive(Clone, Copy)]
+pub struct Facts<'a> {
+    sign_up: &'a SignUp,
+    changed: Option<&'a Claims>,
+}
+
+impl<'a> Facts<'a> {
+    /// The sign-up while it is decided, with what earlier rules changed.
+    #[must_use]
+    pub fn new(sign_up: &'a SignUp, changed: &'a Claims) -> Self {
+        Self { sign_up, changed: Some(changed) }
+    }
+
+    /// The sign-up of an event, with the claims in force after the decision.
+    #[must_use]
+    pub fn of(event: &'a SignUpEvent) -> Self {
+        let changed = match &event.decision.outcome {
+            Outcome::Continue { claims } => Some(claims),
+            Outcome::Reject { .. } | Outcome::Block { .. } => None,
+        };
+        Self { sign_up: &event.sign_up, changed }
+    }
+}
+
+/// Leaves the claims out: they are personal data.
+impl fmt::Debug for Facts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Facts").field(self.sign_up).finish()
+    }
+}
+
+/// What is wrong with an expression, and where in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub message: String,
+    /// From 1, as `column`; both 1 where the whole of it is meant.
+    pub line: usize,
+    pub column: usize,
+}
+
+/// Why an expression gave no usable value. Holds nothing of what it looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A member that is not there, for which the expression does not ask with `has()`.
+    Missing,
+    /// A value is not of the type that an operator or function needs.
+    Type,
+    /// A condition is neither true nor false, or a claim neither text, number nor yes or no.
+    Result,
+    /// An overflow, a division by zero, a bad pattern.
+    Other,
+}
+
+impl Failure {
+    /// A short name for logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing member",
+            Self::Type => "unexpected type",
+            Self::Result => "unusable result",
+            Self::Other => "evaluation error",
+        }
+    }
+}
+
+impl From<ExecutionError> for Failure {
+    /// The library's own words quote the values, so they are dropped.
+    fn from(error: ExecutionError) -> Self {
+        match error {
+            ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_) => Self::Missing,
+            ExecutionError::NoSuchOverload(_)
+            | ExecutionError::UnexpectedType { .. }
+            | ExecutionError::UnsupportedTargetType { .. }
+            | ExecutionError::ValuesNotComparable(..)
+            | ExecutionError::UnsupportedBinaryOperator(..) => Self::Type,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// An expression without the faults that can be found beforehand.
+#[derive(Debug)]
+struct Compiled {
+    program: Program,
+    patterns: Vec<Pattern>,
+}
+
+impl Compiled {
+    fn compile(source: &str) -> Result<Self, Vec<Fault>> {
+        let program = ENV.compile(source).map_err(|errors| {
+            let fault = |it: cel::ParseError| Fault {
+                message: it.msg,
+                line: usize::try_from(it.pos.0).unwrap_or(1).max(1),
+                column: usize::try_from(it.pos.1).unwrap_or(1).max(1),
+            };
+            errors.errors.into_iter().map(fault).collect::<Vec<_>>()
+        })?;
+        let patterns = Checker::check(&program)?;
+        Ok(Self { program, patterns })
+    }
+
+    fn evaluate<T>(
+        &self,
+        facts: &Facts<'_>,
+        read: impl FnOnce(&dyn Val) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let scope = Scope::new(facts, &self.patterns);
+        let mut context = Context::with_env(Arc::clone(&ENV));
+        context.set_variable_resolver(&scope);
+        read(cel::Value::resolve_val(self.program.expression(), &context)?.as_ref())
+    }
+}
+
+/// Nobody's sign-up: with every member and no claims, to try things on before the first real one
+/// comes.
+#[must_use]
+pub fn sample() -> SignUp {
+    const ID: &str = "00000000-0000-0000-0000-000000000000";
+    SignUp {
+        connector: "sample".parse().expect("is a name"),
+        protocol: Protocol::ApiConnector,
+        step: Step::BeforeCreate,
+        email: Some(Email::new("sample@example.com")),
+        identities: vec![Identity {
+            sign_in_type: "federated".into(),
+            issuer: "example.com".into(),
+            issuer_assigned_id: "0".into(),
+        }],
+        claims: Claims::new(),
+        client: Some(ID.into()),
+        locale: Some("en-US".into()),
+        object_id: Some(ID.into()),
+        correlation_id: Some(ID.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Decision, PseudonymKey};
+
+    fn sign_up(claims: &Value) -> SignUp {
+        SignUp {
+            connector: "partners".parse().unwrap(),
+            email: Some(Email::new("Ada@Example.COM")),
+            identities: vec![Identity {
+                sign_in_type: "federated".into(),
+                issuer: "google.com".into(),
+                issuer_assigned_id: "1".into(),
+            }],
+            claims: claims.as_object().unwrap().clone(),
+            client: Some("app".into()),
+            locale: None,
+            object_id: None,
+            correlation_id: None,
+            ..sample()
+        }
+    }
+
+    fn london() -> SignUp {
+        sign_up(&json!({
+            "city": "London",
+            "age": 36,
+            "big": u64::MAX,
+            "half": 0.5,
+            "vip": true,
+            "nothing": null,
+            "tags": ["a", "b"],
+            "home": { "street": "1 High Street", "rooms": [1, 2] },
+        }))
+    }
+
+    fn holds(condition: &str, sign_up: &SignUp) -> Result<bool, Failure> {
+        Condition::compile(condition).unwrap().holds(&Facts::new(sign_up, &Claims::new()))
+    }
+
+    fn value(expression: &str, sign_up: &SignUp) -> Result<Value, Failure> {
+        ClaimValue::compile(expression).unwrap().evaluate(&Facts::new(sign_up, &Claims::new()))
+    }
+
+    #[test]
+    fn every_part_of_the_sign_up_can_be_seen() {
+        for condition in [
+            "signup.connector == 'partners'",
+            "signup.protocol == 'api-connector'",
+            "signup.step == 'before-create'",
+            "signup.email == 'Ada@Example.COM'",
+            "signup.email_domain == 'example.com'",
+            "signup.email_domain in ['example.com', 'example.org']",
+            "signup.client == 'app'",
+            "!has(signup.locale) && !has(signup.object_id) && !has(signup.correlation_id)",
+            "signup.identities[0].issuer == 'google.com'",
+            "signup.identities.exists(i, i.issuer.startsWith('google') && i.signInType != 'x')",
+            "signup.identities[0].issuerAssignedId == '1'",
+            "size(signup.identities) == 1",
+            "signup.claims.city == 'London'",
+            "signup.claims['city'] == 'London'",
+            "has(signup.claims.city) && !has(signup.claims.town)",
+            "'city' in signup.claims && !('town' in signup.claims)",
+            "'claims' in signup && 'email' in signup && !('locale' in signup)",
+            "signup.claims.city.lowerAscii() == 'london'",
+            "' a,b '.trim().split(',').join('/') == 'a/b' && 'abc'.substring(1) == 'bc'",
+            "signup.claims.city.matches('^Lon') && signup.claims.city.contains('nd')",
+            "signup.claims.age == 36 && signup.claims.age > 35.5",
+            "signup.claims.big == 18446744073709551615u",
+            "signup.claims.half * 2.0 == 1.0",
+            "signup.claims.vip",
+            "signup.claims.nothing == null && has(signup.claims.nothing)",
+            "signup.claims.tags == ['a', 'b'] && 'a' in signup.claims.tags",
+            "signup.claims.home.street.startsWith('1 ') && signup.claims.home.rooms[1] == 2",
+            "size(signup.claims) == 8",
+            "signup.claims.exists(name, name == 'vip')",
+            "signup.claims.all(name, name != 'town')",
+            "size(signup.claims.filter(name, name.startsWith('h'))) == 2",
+            "type(signup.claims.city) == string && type(signup.claims) == map",
+            "signup.claims.?town.orValue('x') == 'x'",
+            "size(signup.claims.map(name, signup.claims[name])) == 8",
+        ] {
+            assert_eq!(holds(condition, &london()), Ok(true), "{condition}");
+        }
+    }
+
+    #[test]
+    fn an_absent_address_is_absent() {
+        let nobody = SignUp { email: None, identities: vec![], ..london() };
+        let condition =
+            "!has(signup.email) && !has(signup.email_domain) && size(signup.identities) == 0";
+        assert_eq!(holds(condition, &nobody), Ok(true));
+    }
+
+    #[test]
+    fn the_sample_has_every_member_and_no_claims() {
+        for member in MEMBERS {
+            assert_eq!(holds(&format!("has(signup.{member})"), &sample()), Ok(true), "{member}");
+        }
+        assert_eq!(holds("size(signup.claims) == 0", &sample()), Ok(true));
+    }
+
+    #[test]
+    fn of_an_event_the_claims_in_force_are_seen() {
+        let key = PseudonymKey::new(vec![7; 32]);
+        let sign_up = sign_up(&json!({ "city": "London", "age": 36 }));
+        let person = key.person(&sign_up);
+        let fingerprint = key.fingerprint(&sign_up, &person);
+        let claims = json!({ "city": "LONDON", "added": true }).as_object().unwrap().clone();
+        let decision = Decision { outcome: Outcome::Continue { claims }, reasons: vec![] };
+        let time = time::macros::datetime!(2026-11-22 10:00 UTC);
+        let id = uuid::Uuid::nil();
+        let mut event =
+            SignUpEvent::decided(id, time, person, fingerprint, sign_up, decision).unwrap();
+
+        let condition = Condition::compile(
+            "signup.claims.city == 'LONDON' && signup.claims.added && signup.claims.age == 36
+             && size(signup.claims) == 3",
+        );
+        assert_eq!(condition.unwrap().holds(&Facts::of(&event)), Ok(true));
+
+        event.decision.outcome = Outcome::Block { message: "no".into() };
+        let condition = Condition::compile("signup.claims.city == 'London'").unwrap();
+        assert_eq!(condition.holds(&Facts::of(&event)), Ok(true));
+    }
+
+    #[test]
+    fn a_failure_says_of_which_kind_it_is() {
+        for (condition, failure) in [
+            ("signup.claims.town == 'x'", Failure::Missing),
+            ("signup.claims.home.garden.size == 1", Failure::Missing),
+            ("signup.locale == 'x'", Failure::Missing),
+            ("signup.identities[7].issuer == 'x'", Failure::Missing),
+            ("signup.claims.tags.startsWith('x')", Failure::Type),
+            ("signup.claims.city > 5", Failure::Type),
+            ("signup.claims.city + 5 == 'x'", Failure::Type),
+            ("signup.claims[5] == 'x'", Failure::Type),
+            ("signup.claims.age.matches('3')", Failure::Type),
+            ("signup.claims.city", Failure::Result),
+            ("signup.claims.home", Failure::Result),
+            ("5 / (signup.claims.age - 36) == 1", Failure::Other),
+            ("9223372036854775807 + signup.claims.age > 0", Failure::Other),
+            ("signup.claims.city.matches(signup.claims.city + '(')", Failure::Other),
+        ] {
+            assert_eq!(holds(condition, &london()), Err(failure), "{condition}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_text_a_number_or_yes_or_no() {
+        for (expression, expected) in [
+            ("signup.claims.city + '!'", json!("London!")),
+            ("signup.claims.age + 1", json!(37)),
+            ("signup.claims.big", json!(u64::MAX)),
+            ("signup.claims.half", json!(0.5)),
+            ("!signup.claims.vip", json!(false)),
+            ("signup.claims.nothing", Value::Null),
+        ] {
+            assert_eq!(value(expression, &london()), Ok(expected), "{expression}");
+        }
+        for unusable in
+            ["[1]", "{'a': 1}", "signup", "signup.claims", "signup.identities", "1.0 / 0.0", "b'x'"]
+        {
+            assert_eq!(value(unusable, &london()), Err(Failure::Result), "{unusable}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_found_before_the_first_evaluation() {
+        for (condition, message, line, column) in [
+            ("signup.claims.city ==", "", 1, 22),
+            ("", "", 1, 1),
+            ("sign_up.email == ''", "there is no `sign_up`", 1, 1),
+            ("true ||\n  sighnup.email == ''", "there is no `sighnup`", 2, 3),
+            ("'Ærø' == signup.mail", "`signup` has no `mail`", 1, 16),
+            ("signup.mail == ''", "`signup` has no `mail`", 1, 7),
+            ("has(signup.mail)", "`signup` has no `mail`", 1, 4),
+            ("signup.email.beginsWith('x')", "there is no function `beginsWith`", 1, 24),
+            ("lenght(signup.email) > 1", "there is no function `lenght`", 1, 7),
+            ("signup.email.matches('(')", "`(` is no pattern: unclosed group", 1, 22),
+            ("[1].exists(x, matches('', '+'))", "`+` is no pattern", 1, 27),
+            ("[1].exists(x, x == 1) && x == 1", "there is no `x`", 1, 26),
+        ] {
+            let faults = Condition::compile(condition).unwrap_err();
+            let Fault { message: found, .. } = &faults[0];
+            assert!(found.starts_with(message), "{condition}: {found}");
+            assert_eq!((faults[0].line, faults[0].column), (line, column), "{condition}: {found}");
+        }
+        let all = Condition::compile("signup.a == b && c(signup.email.matches('['))").unwrap_err();
+        assert_eq!(all.len(), 4, "{all:?}");
+    }
+
+    #[test]
+    fn a_condition_that_is_always_something_else_is_refused() {
+        for condition in [
+            "signup",
+            "signup.email",
+            "signup.claims",
+            "size(signup.claims)",
+            "'x'",
+            "null",
+            "[true]",
+            "has(signup.claims.vip) ? signup.claims.vip : 'no'",
+        ] {
+            let faults = Condition::compile(condition).unwrap_err();
+            assert!(faults[0].message.starts_with("a condition is"), "{condition}: {faults:?}");
+            assert!(ClaimValue::compile(condition).is_ok(), "{condition}");
+        }
+        assert!(Condition::compile("signup.claims.vip").is_ok(), "it may well be");
+    }
+
+    #[test]
+    fn names_within_a_comprehension_are_no_complaint() {
+        for condition in [
+            "[1, 2].exists(signup, signup == 1)",
+            "signup.identities.map(i, i.issuer).exists(x, x == 'google.com')",
+            "optional.of(1).hasValue()",
+            "[[1]].all(x, x.all(y, y == 1))",
+            "dyn(1) == 1 && type(1) == int",
+        ] {
+            assert_eq!(holds(condition, &london()), Ok(true), "{condition}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_may_be_written_or_come_from_a_claim() {
+        let sign_up = sign_up(&json!({ "city": "London", "pattern": "^L.*n$" }));
+        for (condition, expected) in [
+            ("signup.claims.city.matches('^L.*n$')", true),
+            ("matches(signup.claims.city, '^l')", false),
+            ("signup.claims.city.matches(signup.claims.pattern)", true),
+            ("matches(signup.claims.city, signup.claims.pattern)", true),
+            ("['x', 'o'].all(it, signup.claims.city.matches('Lon') && it.matches('^[ox]$'))", true),
+            ("['x', 'o'].exists(it, signup.claims.city.matches(it + 'ndon'))", true),
+            ("'a'.matches('a') && 'b'.matches('b') && !'a'.matches('b')", true),
+            ("'@pattern a'.matches('@pattern a') && !'a'.matches('@pattern a')", true),
+        ] {
+            assert_eq!(holds(condition, &sign_up), Ok(expected), "{condition}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_would_take_too_much_memory_is_refused() {
+        let huge = r"(\pL{1,100}){100}";
+        let faults = Condition::compile(&format!("signup.email.matches(r'{huge}')")).unwrap_err();
+        assert!(faults[0].message.contains("size limit"), "{faults:?}");
+        let sign_up = sign_up(&json!({ "pattern": huge }));
+        assert_eq!(
+            holds("signup.email.matches(signup.claims.pattern)", &sign_up),
+            Err(Failure::Other)
+        );
+    }
+
+    #[test]
+    fn facts_print_nothing_personal() {
+        let (sign_up, changed) = (london(), london().claims);
+        let debug = format!("{:?}", Facts::new(&sign_up, &changed));
+        assert!(!debug.contains("London") && !debug.contains("Ada"), "{debug}");
+    }
+
+    proptest! {
+        /// A written pattern takes a way of its own; nobody should see a difference.
+        #[test]
+        fn a_written_pattern_means_what_the_same_claim_means(
+            text in "[a-c. ]{0,6}",
+            pattern in "\\^?[a-c.?*+|()\\[\\] -]{0,6}\\$?",
+        ) {
+            let sign_up = sign_up(&json!({ "text": text, "pattern": pattern }));
+            let from_claim = holds("signup.claims.text.matches(signup.claims.pattern)", &sign_up);
+            let written = format!("signup.claims.text.matches(r'{pattern}')");
+            match Condition::compile(&written) {
+                Ok(condition) => prop_assert_eq!(
+                    condition.holds(&Facts::new(&sign_up, &Claims::new())),
+                    from_claim
+                ),
+                Err(_) => prop_assert_eq!(from_claim, Err(Failure::Other)),
+            }
+        }
+    }
+}
