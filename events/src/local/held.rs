@@ -83,7 +83,9 @@ pub(super) struct Held {
     capacity: usize,
     by_fingerprint: HashMap<Fingerprint, (Call, u64)>,
     by_age: VecDeque<(Fingerprint, u64)>,
-    newest_ms: i64,
+    /// The latest that was stored. Not the youngest: one event stamped by a clock that was ahead for
+    /// a moment must not make all after it look old.
+    latest_ms: i64,
     forgotten_early: u64,
 }
 
@@ -94,7 +96,7 @@ impl Held {
             capacity,
             by_fingerprint: HashMap::new(),
             by_age: VecDeque::new(),
-            newest_ms: i64::MIN,
+            latest_ms: i64::MIN,
             forgotten_early: 0,
         }
     }
@@ -123,7 +125,7 @@ impl Held {
 
     /// Takes note of a stored event, and forgets those that no call can repeat any more.
     pub(super) fn remember(&mut self, call: Call, sequence: u64) {
-        self.newest_ms = self.newest_ms.max(call.time_ms);
+        self.latest_ms = call.time_ms;
         self.by_fingerprint.insert(call.fingerprint, (call, sequence));
         self.by_age.push_back((call.fingerprint, sequence));
         while let Some(&(fingerprint, oldest)) = self.by_age.front() {
@@ -151,8 +153,7 @@ impl Held {
     }
 
     fn is_past(&self, held: &Call) -> bool {
-        let age = u64::try_from(self.newest_ms.saturating_sub(held.time_ms)).unwrap_or(0);
-        Duration::from_millis(age) >= self.windows.longest()
+        Duration::from_millis(self.latest_ms.abs_diff(held.time_ms)) >= self.windows.longest()
     }
 }
 
@@ -217,6 +218,18 @@ mod tests {
         held.remember(call(4, 5_000_000), 6);
         assert_eq!((held.by_age.len(), held.by_fingerprint.len()), (1, 1));
         assert_eq!(held.forgotten_early(), 0);
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_for_a_moment_does_no_lasting_harm() {
+        let mut held = Held::new(WINDOWS, HELD_MAX);
+        held.remember(call(1, 0), 1);
+        held.remember(call(2, 86_400_000), 2);
+        held.remember(call(3, 1_000), 3);
+        assert_eq!(held.place(&[call(3, 2_000)], 4), [Place::Repeat(3)]);
+        held.remember(call(4, 3_000), 4);
+        assert_eq!(held.place(&[call(3, 4_000)], 5), [Place::Repeat(3)]);
+        assert_eq!(held.by_age.len(), 2, "what lies far in the future is repeated by nobody");
     }
 
     #[test]

@@ -225,8 +225,8 @@ impl Reader {
         limit: usize,
         each: impl FnMut(Call, u64),
     ) -> Result<(), LogError> {
-        let Some(newest) = self.newest_time(last).await? else { return Ok(()) };
-        let oldest = before(newest, windows.longest());
+        let Some(latest) = self.latest_time(last).await? else { return Ok(()) };
+        let oldest = before(latest, windows.longest());
         let from = self.place_of(oldest, last).await?;
         self.calls_from(from.max((last + 1).saturating_sub(limit as u64)), last, each).await
     }
@@ -251,9 +251,9 @@ impl Reader {
         }
     }
 
-    async fn newest_time(&self, last: u64) -> Result<Option<OffsetDateTime>, LogError> {
+    async fn latest_time(&self, last: u64) -> Result<Option<OffsetDateTime>, LogError> {
         let page = self.page_of((last + 1).saturating_sub(u64::from(PAGE)), last, None).await?;
-        Ok(page.iter().filter_map(|(_, raw)| time_of(raw)).max())
+        Ok(page.iter().rev().find_map(|(_, raw)| time_of(raw)))
     }
 
     /// Past events as a stream; with `follow` it ends when the log is closed.

@@ -67,6 +67,21 @@ async fn a_failed_call_may_be_made_again() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_repetition_is_known_after_a_restart_though_the_clock_was_wrong_for_a_moment()
+-> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+    log.append(call(1).later(Duration::from_secs(86_400)).event()).await?;
+    let first = log.append(call(2).event()).await?.stored;
+
+    let log = place.restart(log).await?;
+    let repeated = log.append(call(2).event()).await?;
+
+    ensure!(repeated.duplicate && repeated.stored == first);
+    Ok(())
+}
+
 /// As after a commit of which nobody learnt that it succeeded.
 #[tokio::test]
 async fn what_is_in_the_file_and_not_in_memory_is_found_at_the_next_failure() -> anyhow::Result<()>
