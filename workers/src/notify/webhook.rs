@@ -31,6 +31,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// So much of an answer is read, only to use the connection again; the rest is not waited for.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
+const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
 /// Slack's own limits for a header and a section.
 const SLACK_HEADER_CHARS_MAX: usize = 150;
@@ -105,7 +106,9 @@ impl Webhook {
         let request = self.client.post(self.url.clone()).headers(headers).body(body);
         let answer = request.send().await.map_err(not_sent)?;
         let verdict = judge(answer.status(), answer.headers(), OffsetDateTime::now_utc());
-        drain(answer).await;
+        // What the answer means is known; to wait long for the rest of it would only mean that the
+        // message is sent again should the attempt run out of time.
+        let _ = tokio::time::timeout(DRAIN_LIMIT, drain(answer)).await;
         verdict
     }
 }
