@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
 use serde_json::json;
-use vestibule_events::{Provisioned, Role};
+use vestibule_events::{JetStream, Provisioned, Role};
 use vestibule_workers::consumer_spec;
 
 use crate::{
@@ -17,7 +17,10 @@ pub(crate) async fn migrate(config: &Config, output: Output) -> anyhow::Result<(
     let store = wiring::store(config).await?;
     let migrations = store.migrate().await.context("could not update the store's schema")?;
     let provisioned = match &config.nats {
-        Some(nats) => Some(provision(config, nats).await?),
+        Some(nats) => {
+            let stream = wiring::stream(config, nats, Role::Provisioner).await?;
+            Some(provision(config, nats, &stream).await?)
+        }
         None => None,
     };
     match output {
@@ -53,9 +56,13 @@ pub(crate) async fn migrate(config: &Config, output: Output) -> anyhow::Result<(
 /// How long a server that has just been started may take to let us in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Creates or checks the stream and the durable consumers of the configured workers.
-pub(crate) async fn provision(config: &Config, nats: &NatsConfig) -> anyhow::Result<Provisioned> {
-    let stream = wiring::stream(config, nats, Role::Provisioner).await?;
+/// Creates or checks the stream and the durable consumers of the configured workers, over a
+/// connection of the provisioner.
+pub(crate) async fn provision(
+    config: &Config,
+    nats: &NatsConfig,
+    stream: &JetStream,
+) -> anyhow::Result<Provisioned> {
     tokio::time::timeout(CONNECT_LIMIT, stream.connected()).await.with_context(|| {
         format!(
             "NATS at {} does not let us in; is it running, and is the password right?",

@@ -10,7 +10,7 @@ use anyhow::Context;
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use vestibule_events::EventLog;
+use vestibule_events::{EventLog, Role};
 use vestibule_store::{Store, StoreError};
 use vestibule_workers::WorkerMetrics;
 
@@ -32,7 +32,7 @@ pub(super) async fn run(
             let store = store(&config).await?;
             opened.get_or_init(|| store);
         }
-        stream(&config).await;
+        stream(&config).await?;
         anyhow::Ok(opened.get().expect("it was opened above").clone())
     };
     let store = tokio::select! {
@@ -91,10 +91,13 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
 }
 
 /// Prepares the stream as `vestibule migrate` does, as soon as it can be reached.
-async fn stream(config: &Config) {
-    let Some(nats) = &config.nats else { return };
+async fn stream(config: &Config) -> anyhow::Result<()> {
+    let Some(nats) = &config.nats else { return Ok(()) };
+    // One connection for all attempts: a client that is dropped while its server is away goes on
+    // trying to reach it.
+    let stream = wiring::stream(config, nats, Role::Provisioner).await?;
     let mut said = String::new();
-    while let Err(error) = migrate::provision(config, nats).await {
+    while let Err(error) = migrate::provision(config, nats, &stream).await {
         let error = format!("{error:#}");
         if error != said {
             warn!(error, "could not prepare the stream; events wait in the local log");
@@ -102,4 +105,5 @@ async fn stream(config: &Config) {
         }
         sleep(PAUSE).await;
     }
+    Ok(())
 }
