@@ -11,7 +11,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use serde_json::{Value, json};
 use vestibule_api::{BasicCredential, ConnectorSettings, Problem};
 
-use crate::support::{AUTHORIZATION, Endpoint, partners, request};
+use crate::support::{AUTHORIZATION, Endpoint, partners, request, some_of_everything};
 
 const PATH: &str = "/connectors/partners/before-create";
 
@@ -341,6 +341,24 @@ fn any_object() -> impl Strategy<Value = Value> {
     ];
     prop::collection::btree_map(name, value, 0..12)
         .prop_map(|it| Value::Object(it.into_iter().collect()))
+}
+
+/// In the log the claims lie deeper than in the body, and must be read back by everybody.
+#[tokio::test]
+async fn whatever_depth_is_taken_can_be_read_back() -> anyhow::Result<()> {
+    let endpoint = Endpoint::new(some_of_everything()).await?;
+    let mut taken = 0;
+    for depth in 1..=130 {
+        let body = format!(r#"{{"city":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
+        let first = endpoint.call(with_body(body.clone())?).await?;
+        let repeated = endpoint.call(with_body(body)?).await?;
+
+        taken += usize::from(first.body.get("action").is_some());
+        assert_eq!((first.status, first.body), (repeated.status, repeated.body), "{depth}");
+    }
+    assert_eq!(endpoint.events().await?.len(), taken);
+    assert!((50..130).contains(&taken), "{taken}");
+    Ok(())
 }
 
 fn nested(depth: usize) -> String {
