@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_testkit::{Process, eventually};
 
-use crate::support::{EXAMPLE, LIMIT, Site, http};
+use crate::support::{EXAMPLE, LIMIT, Site, assert_names_are_ours_and_stand_once, http};
 
 const README: &str = include_str!("../README.md");
 
@@ -93,11 +93,7 @@ async fn health_and_metrics_say_what_happens() -> anyhow::Result<()> {
         assert_eq!(answer.status(), 200, "{path}");
     }
     let metrics = up.metrics().await?;
-    let names_are_ours = metrics
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE "))
-        .all(|line| line.starts_with("vestibule_"));
-    assert!(names_are_ours, "{metrics}");
+    assert_names_are_ours_and_stand_once(&metrics);
     assert!(metrics.contains("answer=\"block\""), "{metrics}");
     assert!(!metrics.contains("mailinator"), "personal data in metrics");
     Ok(())

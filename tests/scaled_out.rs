@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use vestibule_testkit::{Nats, Postgres, Process, eventually};
 
-use crate::support::{EXAMPLE, LIMIT, Site, http, sign_up};
+use crate::support::{EXAMPLE, LIMIT, Site, assert_names_are_ours_and_stand_once, http, sign_up};
 
 const ROLES: [&str; 4] = ["relay", "worker", "auditor", "provisioner"];
 
@@ -209,7 +209,12 @@ async fn up_answers_while_its_servers_are_away_and_acts_when_they_come() -> anyh
     eventually(LIMIT, "all three workers have acted", async || -> anyhow::Result<bool> {
         Ok(up.metrics().await?.matches("outcome=\"done\"} 1").count() == 3)
     })
-    .await
+    .await?;
+    let metrics = up.metrics().await?;
+    assert_names_are_ours_and_stand_once(&metrics);
+    // As the manual calls it.
+    assert!(metrics.contains("\nvestibule_relay_backlog_events "), "{metrics}");
+    Ok(())
 }
 
 #[tokio::test]

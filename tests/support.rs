@@ -147,3 +147,14 @@ pub(crate) async fn sign_up(base: &str, step: &str, body: &Value) -> anyhow::Res
         .await?;
     Ok((answer.status().as_u16(), answer.json().await?))
 }
+
+/// What OpenMetrics asks of names, and the manual of ours.
+pub(crate) fn assert_names_are_ours_and_stand_once(metrics: &str) {
+    let families = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let mut names = std::collections::HashSet::new();
+    for family in families {
+        assert!(family.starts_with("vestibule_"), "{family}");
+        assert!(names.insert(family), "stands twice: {family}");
+    }
+    assert!(!names.is_empty(), "no metrics at all");
+}

@@ -94,8 +94,9 @@ impl Process {
         role: Role,
     ) -> anyhow::Result<JetStream> {
         let stream = wiring::stream(config, nats, role).await?;
-        stream
-            .register(self.registry.sub_registry_with_label(("role".into(), role.as_str().into())));
+        // In the name, not a label: a name may stand in the metrics only once, and `up` has two.
+        let registry = self.registry.sub_registry_with_prefix("vestibule");
+        stream.register(registry.sub_registry_with_prefix(role.as_str()));
         Ok(stream)
     }
 
@@ -107,7 +108,7 @@ impl Process {
         log: &LocalLog,
     ) -> anyhow::Result<JetStream> {
         let stream = self.stream(config, nats, Role::Relay).await?;
-        self.progress.register(&mut self.registry);
+        self.progress.register(self.registry.sub_registry_with_prefix("vestibule"));
         let (log, to, progress) = (log.clone(), stream.clone(), self.progress.clone());
         let stop = self.stop.clone();
         self.spawn("relay", Without::Ends, async move {
