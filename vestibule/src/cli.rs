@@ -41,10 +41,14 @@ pub(crate) struct Common {
     #[arg(env = "VESTIBULE_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
     /// Which log lines: error, warn, info, debug, trace, or by module as in `info,sqlx=warn`
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info,sqlx=warn")]
+    #[arg(long, global = true, value_name = "FILTER", default_value = DEFAULT_LOG)]
     #[arg(env = "VESTIBULE_LOG")]
     pub(crate) log: String,
 }
+
+/// What we say ourselves, and what of the libraries somebody should act on. Both say each lost or
+/// made connection as well, once or twice for every one of a pool; that we do ourselves, once.
+const DEFAULT_LOG: &str = "info,async_nats=warn,sqlx=error";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
