@@ -103,3 +103,39 @@ async fn the_scaled_out_example_is_fine() -> anyhow::Result<()> {
     assert!(check.stdout.contains("stream SIGNUPS at nats://nats:4222"), "{}", check.stdout);
     Ok(())
 }
+
+#[tokio::test]
+async fn mistakes_of_a_configuration_can_be_had_as_json() -> anyhow::Result<()> {
+    let site = Site::with_config(&EXAMPLE.replace("deadline =", "deadlin ="))?;
+
+    let check = site.run(&["check", "--output", "json"]).await?;
+
+    assert_eq!(check.code, 1);
+    let said: Value = serde_json::from_str(&check.stdout)?;
+    assert_eq!(said["ok"], false);
+    assert_eq!(said["mistakes"][0]["key"], "connectors.partners.deadlin");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_names_every_secret_that_is_not_where_it_should_be() -> anyhow::Result<()> {
+    let site = Site::with_config(include_str!("../docs/examples/scaled-out.toml"))?;
+
+    let check = site.run(&["check"]).await?;
+
+    for key in ["key: ", "nats.auditor.password: ", "store.url: ", "credentials[0].password: "] {
+        assert!(check.stdout.contains(key), "{key} is not in {}", check.stdout);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn simulate_refuses_what_is_no_url() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+
+    let simulate = site.run(&["simulate", "--url", "partners", "--count", "1"]).await?;
+
+    assert_eq!(simulate.code, 2);
+    assert!(simulate.stderr.contains("expected a URL such as"), "{}", simulate.stderr);
+    Ok(())
+}

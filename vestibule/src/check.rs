@@ -7,10 +7,30 @@ use serde_json::json;
 
 use crate::{
     cli::Output,
-    config::{Config, SecretSource, StoreTarget, WorkerConfig},
+    config::{Complaints, Config, SecretSource, StoreTarget, WorkerConfig},
+    wiring,
 };
 
-pub(crate) fn check(config: &Config, file: &Path, output: Output) {
+/// A configuration with mistakes is a failure; with `Output::Json` it is also said in JSON.
+pub(crate) fn check(
+    config: anyhow::Result<Config>,
+    file: &Path,
+    output: Output,
+) -> anyhow::Result<()> {
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => {
+            if let (Output::Json, Some(mistakes)) = (output, error.downcast_ref::<Complaints>()) {
+                println!("{}", json!({ "ok": false, "mistakes": mistakes.complaints }));
+            }
+            return Err(error);
+        }
+    };
+    say(&config, file, output);
+    Ok(())
+}
+
+fn say(config: &Config, file: &Path, output: Output) {
     let warnings = warnings(config);
     match output {
         Output::Json => println!("{}", json!({ "ok": true, "warnings": warnings })),
@@ -70,9 +90,17 @@ fn warnings(config: &Config) -> Vec<String> {
                     "connector {} takes an example password; fine for trying out, not for a platform",
                     connector.name
                 ));
-            } else if let Err(error) = credential.password.fetch() {
-                warnings.push(format!("connector {}: {error:#}", connector.name));
             }
+        }
+    }
+    for (key, source) in secrets(config) {
+        if let Err(error) = source.fetch() {
+            warnings.push(format!("{key}: {error:#}"));
+        }
+    }
+    for worker in &config.workers {
+        if let Err(error) = wiring::check_secrets(worker) {
+            warnings.push(format!("workers.{}: {error:#}", worker.name()));
         }
     }
     if config.workers.is_empty() {
@@ -85,4 +113,31 @@ fn warnings(config: &Config) -> Vec<String> {
         );
     }
     warnings
+}
+
+/// Every secret outside the workers that some process would fetch, by its key in the file.
+fn secrets(config: &Config) -> Vec<(String, &SecretSource)> {
+    let mut secrets = Vec::new();
+    secrets.extend(config.key.iter().map(|key| ("key".to_owned(), key)));
+    if let Some(nats) = &config.nats {
+        let roles = [
+            ("relay", &nats.relay),
+            ("worker", &nats.worker),
+            ("auditor", &nats.auditor),
+            ("provisioner", &nats.provisioner),
+        ];
+        secrets.extend(roles.into_iter().filter_map(|(role, login)| {
+            Some((format!("nats.{role}.password"), &login.as_ref()?.password))
+        }));
+    }
+    if let StoreTarget::Secret(url) = &config.store.target {
+        secrets.push(("store.url".into(), url));
+    }
+    for connector in &config.connectors {
+        for (index, credential) in connector.credentials.iter().enumerate() {
+            let key = format!("connectors.{}.credentials[{index}].password", connector.name);
+            secrets.push((key, &credential.password));
+        }
+    }
+    secrets
 }

@@ -64,7 +64,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Worker { names } => run::worker(load()?, &names).await?,
         Command::Relay => run::relay(load()?).await?,
         Command::Migrate { output } => migrate::migrate(&load()?, output).await?,
-        Command::Check { output } => check::check(&load()?, &file, output),
+        Command::Check { output } => check::check(load(), &file, output)?,
         Command::Simulate(args) => return simulate::simulate(args, load).await,
         Command::Replay(args) => replay::replay(args, &load()?).await?,
         Command::Ready => return ready::ready(admin, load).await,

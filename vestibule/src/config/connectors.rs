@@ -69,6 +69,9 @@ fn read_connector(
         section.choice("on_storage_failure", &[("refuse", true), ("let-through", false)], true);
     let credentials = section.sections("credentials", |credential| {
         let user = credential.required("user");
+        if user.contains(':') {
+            credential.complain("user", "a colon ends the user in a Basic credential: leave it out");
+        }
         let password = secret(credential, "password");
         if !credential.has("password") {
             credential.complain("", "needs the key `password`");
@@ -115,8 +118,13 @@ fn read_rules(section: &mut Section<'_>) -> Rules {
         if settings.iter().any(|other| other.name == rule.name) {
             section.complain("name", format!("there is a rule `{}` already", rule.name));
         }
+        // A rule without an outcome has been complained of; that it sets nothing only follows.
+        let has_outcome = ["set", "reject", "block"].iter().any(|key| section.has(key));
         if let Err(errors) = Rules::compile(vec![rule.clone()]) {
             for error in errors {
+                if !has_outcome && error.expression == Expression::Name {
+                    continue;
+                }
                 let (key, what) = match &error.expression {
                     Expression::Name => ("name", String::new()),
                     Expression::When => ("when", String::new()),

@@ -132,7 +132,8 @@ impl Config {
             let log = root.section("log", |section| read_log(section, nats.is_some()));
             let store = root.section("store", read_store);
             let connectors = connectors::read(root, listen.connector);
-            let workers = workers::read(root);
+            let names: Vec<_> = connectors.iter().map(|it| it.name.as_str()).collect();
+            let workers = workers::read(root, &names);
             Self { data, key, listen, log, nats, store, connectors, workers }
         })
     }
@@ -186,7 +187,13 @@ fn read_nats(section: &mut Section<'_>) -> Option<NatsConfig> {
         return None;
     }
     let url = section.required("url");
-    if url.contains('@') {
+    let scheme_is_wrong = |server: &str| {
+        let scheme = server.split_once("://").map(|(scheme, _)| scheme.trim());
+        scheme.is_some_and(|scheme| !["nats", "tls"].contains(&scheme))
+    };
+    if url.split(',').any(scheme_is_wrong) {
+        section.complain("url", "expected \"nats://host:port\" or \"tls://host:port\"");
+    } else if url.contains('@') {
         section.complain("url", "holds a password; give each role its `user` and `password`");
     }
     let stream = section.string("stream").unwrap_or_else(|| "SIGNUPS".into());
@@ -375,5 +382,65 @@ mod tests {
         let error = parse(&store).unwrap_err().to_string();
         assert!(error.contains("store.url: expected"), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_worker_of_a_connector_that_is_not_there_is_complained_of() {
+        let complaints =
+            complaints("[workers.database]", "[workers.database]\nconnectors = [\"partner\"]");
+        assert!(
+            complaints.contains(
+                "workers.database.connectors: expected a list of connectors of this file \
+                 (\"partners\"), found `partner`"
+            ),
+            "{complaints}"
+        );
+    }
+
+    /// In a runtime, as ever: a mail server's connections want one.
+    #[tokio::test]
+    async fn one_mistake_is_one_complaint() {
+        let rule = "[[connectors.partners.rules]]\n";
+        for (from, to) in [
+            (
+                rule,
+                "[[connectors.partners.rules]]\nwhen = \"true\"\n[[connectors.partners.rules]]\n",
+            ),
+            (
+                "name = \"kept\"\nkind = \"record\"",
+                "name = \"kept\"\nkind = \"mail\"\nserver = \"x\"\nfrom = \"a@b.example\"\nto = [\"person\"]",
+            ),
+            (
+                "name = \"kept\"\nkind = \"record\"",
+                "name = \"kept\"\nkind = \"mail\"\nserver = \"smtp://x\"\nfrom = \"a@b.example\"\nto = []",
+            ),
+        ] {
+            let complaints = complaints(from, to);
+            assert!(complaints.starts_with("the configuration has 1 mistake\n"), "{complaints}");
+        }
+    }
+
+    #[test]
+    fn the_words_of_a_choice_are_listed_once() {
+        let complaints = complaints("\"api-connector\"", "\"soap\"");
+        assert!(
+            complaints.ends_with("expected one of \"api-connector\", found `soap`"),
+            "{complaints}"
+        );
+    }
+
+    #[test]
+    fn a_user_that_no_call_can_name_is_complained_of() {
+        let complaints = complaints("user = \"entra\"", "user = \"entra:b2b\"");
+        assert!(complaints.contains("credentials[0].user: a colon ends the user"), "{complaints}");
+    }
+
+    #[test]
+    fn a_url_of_nats_has_a_scheme_of_nats() {
+        for url in ["http://localhost:4222", "nats://a:4222,postgres://b:4222"] {
+            let nats = format!("{EXAMPLE}\n[nats]\nurl = \"{url}\"\n");
+            let error = parse(&nats).unwrap_err().to_string();
+            assert!(error.contains("nats.url: expected \"nats://host:port\""), "{error}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::values;
 
 /// One mistake in the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Complaint {
     pub(crate) line: usize,
     pub(crate) column: usize,
@@ -192,7 +192,7 @@ impl<'a> Section<'a> {
         self.value(key, &expected, |value| {
             let text = text(value)?;
             let found = choices.iter().find(|(word, _)| *word == text).map(|(_, it)| *it);
-            found.ok_or_else(|| format!("`{text}`{}", did_you_mean(text, &words)))
+            found.ok_or_else(|| format!("`{text}`{}", perhaps(text, &words)))
         })
         .unwrap_or(default)
     }
@@ -401,20 +401,26 @@ fn found(value: &DeValue<'_>) -> String {
     }
 }
 
-fn quoted(words: &[&str]) -> String {
+pub(super) fn quoted(words: &[&str]) -> String {
     words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
 }
 
-/// The nearest of the valid names, if one is near enough to be what was meant.
+/// The nearest of the valid names, if one is near enough to be what was meant; otherwise all.
 pub(crate) fn did_you_mean(name: &str, valid: &[&str]) -> String {
+    match perhaps(name, valid) {
+        nothing if nothing.is_empty() && !valid.is_empty() => {
+            format!("; valid here: {}", valid.join(", "))
+        }
+        question => question,
+    }
+}
+
+/// Asks for the nearest of the valid names, where these have been listed already.
+fn perhaps(name: &str, valid: &[&str]) -> String {
     let nearest = valid
         .iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
         .filter(|(distance, candidate)| *distance <= candidate.len().max(name.len()) / 3)
         .min();
-    match nearest {
-        Some((_, candidate)) => format!("; did you mean `{candidate}`?"),
-        None if valid.is_empty() => String::new(),
-        None => format!("; valid here: {}", valid.join(", ")),
-    }
+    nearest.map_or_else(String::new, |(_, candidate)| format!("; did you mean `{candidate}`?"))
 }

@@ -1,8 +1,8 @@
 //! Secrets stand outside the configuration file, which only says where.
 
-use std::{fmt, path::PathBuf};
+use std::{env::VarError, fmt, path::PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use secrecy::SecretString;
 
 /// Where a secret is to be had. It is fetched when a process needs it, so that a worker can share
@@ -33,8 +33,13 @@ impl SecretSource {
 
     pub(crate) fn fetch(&self) -> anyhow::Result<SecretString> {
         let secret = match self {
-            Self::Environment(name) => std::env::var(name)
-                .with_context(|| format!("set the environment variable {name}"))?,
+            Self::Environment(name) => match std::env::var(name) {
+                Ok(secret) => secret,
+                Err(VarError::NotPresent) => bail!("the environment variable {name} is not set"),
+                Err(VarError::NotUnicode(_)) => {
+                    bail!("the environment variable {name} holds something other than text")
+                }
+            },
             Self::File(path) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("could not read the secret in {}", path.display()))?;
@@ -88,6 +93,6 @@ mod tests {
     fn what_is_missing_is_named() {
         let source = SecretSource::parse("env:VESTIBULE_TEST_UNSET").unwrap();
         let error = format!("{:#}", source.fetch().unwrap_err());
-        assert!(error.starts_with("set the environment variable VESTIBULE_TEST_UNSET"), "{error}");
+        assert_eq!(error, "the environment variable VESTIBULE_TEST_UNSET is not set");
     }
 }

@@ -11,7 +11,11 @@ use vestibule_workers::{
     Permissions, PermissionsSettings, Recipient, RetryPolicy, WebhookFormat, WorkerSettings,
 };
 
-use super::{Login, MINUTE, SecretSource, reader::Section, secret};
+use super::{
+    Login, MINUTE, SecretSource,
+    reader::{Section, quoted},
+    secret,
+};
 
 /// One worker that is to run.
 #[derive(Debug)]
@@ -115,32 +119,39 @@ impl ChannelConfig {
 /// In `to`, this word stands for whoever signs up.
 const THE_PERSON: &str = "person";
 
-pub(super) fn read(root: &mut Section<'_>) -> Vec<WorkerConfig> {
+/// `connectors` are those of the file: a worker that waits for another one's events waits for ever.
+pub(super) fn read(root: &mut Section<'_>, connectors: &[&str]) -> Vec<WorkerConfig> {
     root.section("workers", |section| {
         let notify = section.section("notify", |it| {
-            let channels = it.sections("channels", read_channel);
+            let channels = it.sections("channels", |channel| read_channel(channel, connectors));
             if it.is_present() && channels.is_empty() {
                 it.complain("", "needs at least one [[workers.notify.channels]] table");
             }
-            read_worker(it, EffectConfig::Notify(channels.into_iter().flatten().collect()))
+            let effect = EffectConfig::Notify(channels.into_iter().flatten().collect());
+            read_worker(it, effect, connectors)
         });
-        let database = section.section("database", |it| read_worker(it, EffectConfig::Database));
+        let database =
+            section.section("database", |it| read_worker(it, EffectConfig::Database, connectors));
         let permissions = section.section("permissions", |it| {
             let rules = it.sections("rules", read_grant_rule);
             if it.is_present() && rules.is_empty() {
                 it.complain("", "needs at least one [[workers.permissions.rules]] table");
             }
-            read_worker(it, EffectConfig::Permissions(rules))
+            read_worker(it, EffectConfig::Permissions(rules), connectors)
         });
         [notify, database, permissions].into_iter().flatten().collect()
     })
 }
 
 /// What every worker has, or `None` where the file does not want this one.
-fn read_worker(section: &mut Section<'_>, effect: EffectConfig) -> Option<WorkerConfig> {
+fn read_worker(
+    section: &mut Section<'_>,
+    effect: EffectConfig,
+    connectors: &[&str],
+) -> Option<WorkerConfig> {
     let defaults = WorkerSettings::default();
     let settings = WorkerSettings {
-        filter: read_filter(section, defaults.filter),
+        filter: read_filter(section, defaults.filter, connectors),
         start: section.parsed("start", START_EXPECTED, parse_start).unwrap_or(defaults.start),
         concurrency: usize::try_from(section.integer("concurrency", 1..1001, 16)).unwrap_or(16),
         ack_wait: section.duration("ack_wait", defaults.ack_wait),
@@ -168,10 +179,14 @@ fn read_retry(section: &mut Section<'_>, defaults: RetryPolicy) -> RetryPolicy {
     }
 }
 
-fn read_filter(section: &mut Section<'_>, defaults: Filter) -> Filter {
-    let kinds = section.list("kinds", "kinds such as \"accepted\"", |it| it.parse::<Kind>().ok());
-    let connectors =
-        section.list("connectors", "names of connectors", |it| it.parse::<ConnectorName>().ok());
+fn read_filter(section: &mut Section<'_>, defaults: Filter, known: &[&str]) -> Filter {
+    let kinds = Kind::ALL.map(Kind::as_str);
+    let expected = format!("kinds, each one of {}", quoted(&kinds));
+    let kinds = section.list("kinds", &expected, |it| it.parse::<Kind>().ok());
+    let expected = format!("connectors of this file ({})", quoted(known));
+    let connectors = section.list("connectors", &expected, |it| {
+        it.parse::<ConnectorName>().ok().filter(|name| known.contains(&name.as_str()))
+    });
     Filter { kinds: if section.has("kinds") { kinds } else { defaults.kinds }, connectors }
 }
 
@@ -210,9 +225,9 @@ enum KindWord {
     Mail,
 }
 
-fn read_channel(section: &mut Section<'_>) -> Option<ChannelConfig> {
+fn read_channel(section: &mut Section<'_>, connectors: &[&str]) -> Option<ChannelConfig> {
     let name = section.required("name");
-    let filter = read_filter(section, Filter::default());
+    let filter = read_filter(section, Filter::default(), connectors);
     let subject = section.required("subject");
     let body = section.required("body");
     let kinds =
@@ -258,9 +273,6 @@ fn read_webhook(section: &mut Section<'_>) -> Option<ChannelTarget> {
 
 fn read_mail(section: &mut Section<'_>) -> ChannelTarget {
     let server = section.required("server");
-    if !server.is_empty() && !server.starts_with("smtp://") && !server.starts_with("smtps://") {
-        section.complain("server", "expected \"smtp://host:port\" or \"smtps://host:port\"");
-    }
     let tls = [
         ("required", MailTls::Required),
         ("opportunistic", MailTls::Opportunistic),
@@ -274,8 +286,8 @@ fn read_mail(section: &mut Section<'_>) -> ChannelTarget {
     }
     let from = section.required("from");
     let to = section.list("to", "addresses, or the word \"person\"", |it| Some(it.to_owned()));
-    if to.is_empty() {
-        section.complain("to", "needs addresses, or [\"person\"] for whoever signs up");
+    if !section.has("to") {
+        section.complain("", "needs the key `to`: addresses, or [\"person\"] for whoever signs up");
     }
     if to.len() > 1 && to.iter().any(|it| it == THE_PERSON) {
         section.complain("to", "\"person\" stands alone; make a second channel for the others");

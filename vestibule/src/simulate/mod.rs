@@ -63,7 +63,7 @@ pub(crate) struct SimulateArgs {
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     count: u64,
     /// The connector's URL, without a step; where absent, the one of the configuration
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = parse_url)]
     url: Option<String>,
     /// Which connector of the configuration; the first where absent
     #[arg(long, value_name = "NAME")]
@@ -295,6 +295,13 @@ fn parse_secret(text: &str) -> Result<SecretSource, String> {
     SecretSource::parse(text).ok_or_else(|| {
         "expected env:NAME, file:PATH or example:TEXT, never the secret itself".into()
     })
+}
+
+fn parse_url(text: &str) -> Result<String, String> {
+    match reqwest::Url::parse(text) {
+        Ok(url) if ["http", "https"].contains(&url.scheme()) => Ok(text.to_owned()),
+        _ => Err("expected a URL such as https://signup.example.org/connectors/partners".into()),
+    }
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
