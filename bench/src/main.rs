@@ -26,6 +26,10 @@ use crate::{
     report::Report,
 };
 
+/// The real binary's allocator, for the bare handler too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match start(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
