@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -182,6 +183,35 @@ pub(super) fn lock(log: &Path, role: &str) -> Result<File, LogError> {
             path.display()
         ))),
         Err(TryLockError::Error(error)) => Err(refused(error)),
+    }
+}
+
+/// Which file a path named. A file that was deleted takes writes as before, and loses all of them
+/// with the process: whoever promises that something is stored has to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(super) fn of(path: &Path) -> Result<Self, LogError> {
+        let about = std::fs::metadata(path).with_context(|| {
+            format!("the log {} is gone; bring it back and start again", path.display())
+        });
+        let about = about.map_err(LogError::Unavailable)?;
+        Ok(Self { device: about.dev(), inode: about.ino() })
+    }
+
+    /// Whether `path` still names this file.
+    pub(super) fn check(self, path: &Path) -> Result<(), LogError> {
+        if Self::of(path)? == self {
+            return Ok(());
+        }
+        Err(LogError::Unavailable(anyhow!(
+            "the log {} was replaced by another file; start again to use that one",
+            path.display()
+        )))
     }
 }
 

@@ -35,6 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     consumer::{Durable, LocalConsumer, SavedFilter},
+    file::Identity,
     file::Sync,
     held::{Call, HELD_MAX, Held, Place, Windows},
     metrics::Metrics,
@@ -86,6 +87,7 @@ struct Inner {
     windows: Windows,
     retention: Retention,
     path: PathBuf,
+    identity: Identity,
     reader: Reader,
     /// Absent where the log is only looked at.
     commands: Option<mpsc::Sender<Command>>,
@@ -133,6 +135,7 @@ impl LocalLog {
     pub async fn open_read_only(path: impl Into<PathBuf>) -> Result<Self, LogError> {
         let path = path.into();
         let reader = Reader::new(path.clone(), file::existing_readers(&path).await?);
+        let identity = Identity::of(&path)?;
         let (last, seen) = watch::channel(reader.last().await?);
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -144,6 +147,7 @@ impl LocalLog {
                 windows: none,
                 retention: Retention::For(Duration::MAX),
                 path,
+                identity,
                 reader,
                 commands: None,
                 trouble: Trouble::default(),
@@ -165,6 +169,7 @@ impl LocalLog {
         let path = config.path.clone();
         let windows = Windows::from(&config);
         let reader = Reader::new(path.clone(), file::readers(&path).await?);
+        let identity = Identity::of(&path)?;
         let last = reader.last().await?;
         let mut held = Held::new(windows, HELD_MAX);
         if role == Role::Appender {
@@ -183,6 +188,7 @@ impl LocalLog {
         }
         let writer = Writer {
             path: path.clone(),
+            identity,
             reader: reader.clone(),
             held,
             last,
@@ -211,6 +217,7 @@ impl LocalLog {
             windows,
             retention: config.retention,
             path,
+            identity,
             reader,
             commands: Some(commands),
             trouble,
@@ -238,8 +245,9 @@ impl LocalLog {
     }
 
     /// Whether events can be stored, as far as is known: an append that failed within the last
-    /// seconds, with none after it that went through, says no.
+    /// seconds, with none after it that went through, says no, as does a file that is gone.
     pub async fn ready(&self) -> Result<(), LogError> {
+        self.inner.identity.check(&self.inner.path)?;
         match self.inner.trouble.now() {
             Some(cause) => Err(LogError::Unavailable(anyhow!(cause))),
             None => self.inner.reader.last().await.map(drop),

@@ -22,7 +22,7 @@ use tracing::{error, warn};
 
 use super::{
     consumer::Durable,
-    file::{self, Sync},
+    file::{self, Identity, Sync},
     held::{Call, Held, Place},
     metrics::{AppendResult, Metrics},
     read::{Reader, signed},
@@ -78,6 +78,7 @@ pub(super) struct Append {
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) path: PathBuf,
+    pub(super) identity: Identity,
     pub(super) reader: Reader,
     pub(super) held: Held,
     /// The last sequence that is stored, as everybody sees it.
@@ -239,6 +240,7 @@ impl Writer {
         }
         array.push(']');
 
+        self.identity.check(&self.path).map_err(Failure::before_commit)?;
         let connection = self.connections.get(&self.path, Sync::Full).await?;
         let done = sqlx::query(INSERT)
             .bind(signed(first))
@@ -417,6 +419,11 @@ struct Failure {
 }
 
 impl Failure {
+    fn before_commit(error: LogError) -> Self {
+        let (LogError::Unavailable(cause) | LogError::Refused(cause)) = error;
+        Self { ambiguous: false, message: format!("{cause:#}") }
+    }
+
     fn of_commit(error: sqlx::Error) -> Self {
         Self { ambiguous: file::is_ambiguous(&error), message: error.to_string() }
     }

@@ -256,3 +256,24 @@ async fn dropping_every_handle_lets_the_file_go() -> anyhow::Result<()> {
     ensure!(again.await??.last_sequence() == 1);
     Ok(())
 }
+
+/// A file that is deleted takes writes until the process ends, and then they are gone.
+#[tokio::test]
+async fn nothing_is_stored_in_a_file_that_is_gone() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = LocalLog::open(place.config()).await?;
+    log.append(call(1).event()).await?;
+    let path = place.config().path;
+
+    std::fs::remove_file(&path)?;
+    let error = log.append(call(2).event()).await;
+    ensure!(matches!(error, Err(AppendError::NotStored(_))), "{error:?}");
+    ensure!(log.ready().await.is_err(), "ready, although the file is gone");
+
+    // What somebody puts in its place is another log, which this one does not know.
+    std::fs::write(&path, "")?;
+    let error = log.append(call(3).event()).await;
+    ensure!(matches!(error, Err(AppendError::NotStored(_))), "{error:?}");
+    ensure!(log.ready().await.is_err(), "ready, although it is another file");
+    Ok(())
+}
