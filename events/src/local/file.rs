@@ -172,8 +172,10 @@ pub(super) fn lock(log: &Path, role: &str) -> Result<File, LogError> {
     if let Some(directory) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
         std::fs::create_dir_all(directory).map_err(refused)?;
     }
-    let file =
-        OpenOptions::new().create(true).write(true).truncate(false).open(&path).map_err(refused)?;
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(false);
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(&path).map_err(refused)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(LogError::Refused(anyhow!(

@@ -196,6 +196,7 @@ impl LocalLog {
             unsettled_bytes: Arc::clone(&unsettled_bytes),
             connections: Connections::default(),
             trouble: trouble.clone(),
+            save_trouble: Trouble::default(),
             lock,
         };
         tasks.spawn(writer.run(queue, stop.clone()));

@@ -88,6 +88,8 @@ pub(super) struct Writer {
     pub(super) unsettled_bytes: Arc<AtomicU64>,
     pub(super) connections: Connections,
     pub(super) trouble: Trouble,
+    /// The same for what consumers say.
+    pub(super) save_trouble: Trouble,
     /// Kept until nothing is written any more.
     pub(super) lock: File,
 }
@@ -217,13 +219,16 @@ impl Writer {
         self.metrics.appended(AppendResult::failed, failed);
 
         if let Err(error) = stored {
+            // A full disk fails every group; the first says it, and the metrics count.
+            if self.trouble.now().is_none() {
+                error!(
+                    ambiguous = error.ambiguous,
+                    events = count,
+                    cause = error.message,
+                    "could not append to the local log; every later group is tried anew"
+                );
+            }
             self.trouble.set(Some(error.message.clone()));
-            error!(
-                ambiguous = error.ambiguous,
-                events = count,
-                cause = error.message,
-                "could not append to the local log; the next group is tried with a new connection"
-            );
             self.recover().await;
         }
     }
@@ -287,12 +292,15 @@ impl Writer {
         let rows: Vec<_> = consumers.iter().map(|it| it.row()).collect();
         let saved = self.save_rows(rows, sync).await;
         if let Err(failure) = &saved {
-            warn!(
-                cause = failure.message,
-                "could not save how far consumers are; it is tried again with their next acknowledgement"
-            );
+            if self.save_trouble.now().is_none() {
+                warn!(
+                    cause = failure.message,
+                    "could not save how far consumers are; it is tried again with their next acknowledgement"
+                );
+            }
             self.connections = Connections::default();
         }
+        self.save_trouble.set(saved.as_ref().err().map(|failure| failure.message.clone()));
         for Save { reply, .. } in saves {
             let _ = reply.send(saved.as_ref().copied().map_err(Failure::for_log));
         }

@@ -10,6 +10,9 @@ use super::{reader::Section, secret, secret::SecretSource};
 const TRY_AGAIN: &str =
     "We could not take your registration just now. Please try again in a minute.";
 
+/// The event of a body may be three times as large, and `nats.conf` lets 256 KB pass.
+const BODY_MAX: u64 = 64 << 10;
+
 /// One endpoint that a platform calls.
 #[derive(Debug)]
 pub(crate) struct ConnectorConfig {
@@ -63,6 +66,10 @@ fn read_connector(
             .complain("deadline", "must be above 0 and at most 20s, the longest a platform waits");
     }
     let body_bytes_max = section.bytes("body_max", 64 << 10);
+    if !(256..=BODY_MAX).contains(&body_bytes_max) {
+        section
+            .complain("body_max", "must be from 256B to 64KiB: larger events fit into no stream");
+    }
     let version = section.string("version").unwrap_or_else(|| "1.0.0".into());
     let message = section.string("storage_failure_message").unwrap_or_else(|| TRY_AGAIN.into());
     let refuse =

@@ -173,6 +173,9 @@ fn read_log(section: &mut Section<'_>, has_nats: bool) -> LogConfig {
         refusal_window: section.duration("refusal_window", MINUTE / 2),
         retention: section.duration("retention", 400 * DAY),
     };
+    if log.refusal_window.is_zero() {
+        section.complain("refusal_window", "must be above 0: platforms repeat their calls");
+    }
     if log.refusal_window > log.duplicate_window {
         section.complain("refusal_window", "must not be longer than `duplicate_window`");
     }
@@ -200,11 +203,15 @@ fn read_nats(section: &mut Section<'_>) -> Option<NatsConfig> {
     if !stream.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
         section.complain("stream", "a stream's name has only letters, digits, `_` and `-`");
     }
+    let replicas = section.integer("replicas", 1..6, 1);
+    if replicas.is_multiple_of(2) {
+        section.complain("replicas", "must be 1, 3 or 5: an even number survives no more failures");
+    }
     Some(NatsConfig {
         url,
         stream,
         max_bytes: section.bytes("max_bytes", 10 << 30),
-        replicas: usize::try_from(section.integer("replicas", 1..6, 1)).unwrap_or(1),
+        replicas: usize::try_from(replicas).unwrap_or(1),
         relay: section.section("relay", read_login),
         worker: section.section("worker", read_login),
         auditor: section.section("auditor", read_login),

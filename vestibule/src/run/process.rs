@@ -27,7 +27,12 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 /// The running parts of a process.
 pub(super) struct Process {
     pub(super) registry: Registry,
+    /// Stops everything but the connector, which goes first.
     pub(super) stop: CancellationToken,
+    /// Stops taking calls.
+    stop_calls: CancellationToken,
+    /// Cancelled once the last call has its answer; absent where there is no connector.
+    answered: Option<CancellationToken>,
     tasks: JoinSet<Ended>,
     /// How far the relay is, for answers that wait for the stream.
     progress: relay::Progress,
@@ -56,6 +61,8 @@ impl Process {
         Ok(Self {
             registry: Registry::default(),
             stop: CancellationToken::new(),
+            stop_calls: CancellationToken::new(),
+            answered: None,
             tasks: JoinSet::new(),
             progress: relay::Progress::default(),
             terminate: signal(SignalKind::terminate())?,
@@ -138,7 +145,16 @@ impl Process {
             .collect::<anyhow::Result<_>>()?;
         let api = Api::new(Arc::new(log.clone()), Arc::new(key), connectors, &mut self.registry)?;
         log.register(&mut self.registry);
-        self.listen("connector", config.listen.connector, router(api)).await
+        let (listener, address) = bind(config.listen.connector, "listen.connector").await?;
+        let answered = CancellationToken::new();
+        let guard = answered.clone().drop_guard();
+        self.answered = Some(answered);
+        let stop = self.stop_calls.clone();
+        self.spawn("connector", Without::Ends, async move {
+            let _answered_at_the_end = guard;
+            Ok(serve(listener, router(api), ServerLimits::default(), stop).await?)
+        });
+        Ok(address)
     }
 
     /// Starts the admin listener, last: the metrics of everything else are in the registry by now.
@@ -148,24 +164,10 @@ impl Process {
         listen: SocketAddr,
     ) -> anyhow::Result<SocketAddr> {
         let registry = Arc::new(std::mem::take(&mut self.registry));
-        self.listen("admin", listen, admin_router(registry, Arc::new(parts))).await
-    }
-
-    async fn listen(
-        &mut self,
-        part: &'static str,
-        address: SocketAddr,
-        router: axum::Router,
-    ) -> anyhow::Result<SocketAddr> {
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!(
-                "could not listen on {address}; is another process there? `listen.{part}` names \
-                 another"
-            )
-        })?;
-        let address = listener.local_addr()?;
+        let router = admin_router(registry, Arc::new(parts));
+        let (listener, address) = bind(listen, "listen.admin").await?;
         let stop = self.stop.clone();
-        self.spawn(part, Without::Ends, async move {
+        self.spawn("admin", Without::Ends, async move {
             Ok(serve(listener, router, ServerLimits::default(), stop).await?)
         });
         Ok(address)
@@ -185,8 +187,13 @@ impl Process {
             }
         };
         info!("stopping: answers and events in progress are finished first");
-        self.stop.cancel();
         let drained = tokio::time::timeout(DRAIN_LIMIT, async {
+            self.stop_calls.cancel();
+            // An answer in progress may wait for the relay, so that goes on until then.
+            if let Some(answered) = &self.answered {
+                answered.cancelled().await;
+            }
+            self.stop.cancel();
             while let Some(ended) = self.tasks.join_next().await {
                 report(ended);
             }
@@ -204,6 +211,14 @@ impl Process {
             Some(part) => bail!("stopped, because there is no {part} any more; see the log above"),
         }
     }
+}
+
+async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("could not listen on {address}; is another process there? `{key}` names another")
+    })?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
 /// Says how a part ended, and which one if the process is worth nothing without it.

@@ -68,7 +68,11 @@ async fn a_killed_process_loses_nothing_that_returned() -> anyhow::Result<()> {
             ensure!(acknowledged.insert(number), "round {round}: {number} came back");
             delivery.acknowledge.ack().await?;
         }
-        ensure!(acknowledged.iter().eq(stored.keys()), "round {round}: one was never delivered");
+        // The child acknowledges one event after the other and then says so; killed in between, it
+        // took one that we did not hear of, and no more.
+        let unheard: Vec<_> = stored.keys().filter(|it| !acknowledged.contains(it)).collect();
+        ensure!(unheard.len() <= 1, "round {round}: never delivered: {unheard:?}");
+        acknowledged.extend(unheard);
         drop(consumer);
         // Closed in order, so that the next child finds the lock free.
         place.close().await?;
