@@ -55,6 +55,12 @@ impl<'a> Checker<'a> {
             Expr::Map(map) => map.entries.iter().for_each(|entry| self.visit_entry(&entry.expr)),
             Expr::Struct(it) => it.entries.iter().for_each(|entry| self.visit_entry(&entry.expr)),
             Expr::Comprehension(it) => {
+                // What the platform sends decides how often a loop turns; squared, it could use up
+                // the deadline of the call and of those behind it.
+                if !self.scope.is_empty() && !matches!(it.iter_range.expr, Expr::List(_)) {
+                    let message = "a loop within a loop can only walk a list that is written here";
+                    self.fault(expression, message.to_owned());
+                }
                 self.visit(&it.iter_range);
                 self.visit(&it.accu_init);
                 let outside = self.scope.len();

@@ -344,6 +344,19 @@ mod tests {
     }
 
     #[test]
+    fn a_loop_within_a_loop_walks_only_what_the_rule_itself_says() {
+        let refused = "signup.claims.tags.all(x, signup.claims.tags.all(y, x == y))";
+        let faults = Condition::compile(refused).unwrap_err();
+        assert!(faults[0].message.starts_with("a loop within a loop"), "{faults:?}");
+        for fine in [
+            "signup.identities.exists(i, ['google', 'mail'].exists(x, i.issuer.startsWith(x)))",
+            "size(signup.claims.tags.filter(x, x != 'b').map(x, x + x)) == 1",
+        ] {
+            assert_eq!(holds(fine, &london()), Ok(true), "{fine}");
+        }
+    }
+
+    #[test]
     fn an_absent_address_is_absent() {
         let nobody = SignUp { email: None, identities: vec![], ..london() };
         let condition =
@@ -474,7 +487,7 @@ mod tests {
             "[1, 2].exists(signup, signup == 1)",
             "signup.identities.map(i, i.issuer).exists(x, x == 'google.com')",
             "optional.of(1).hasValue()",
-            "[[1]].all(x, x.all(y, y == 1))",
+            "[1].all(x, [x].all(y, y == x))",
             "dyn(1) == 1 && type(1) == int",
         ] {
             assert_eq!(holds(condition, &london()), Ok(true), "{condition}");
