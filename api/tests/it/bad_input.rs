@@ -163,7 +163,7 @@ async fn what_is_only_unusual_is_taken() -> anyhow::Result<()> {
         r#"{"identities":[7,null,[]]}"#.to_owned(),
         r#"{"n":123456789012345678901234567890,"m":-1e308,"o":18446744073709551615}"#.to_owned(),
         r#"{"a":"\u0000","\u0000":"a","":""}"#.to_owned(),
-        nested(100),
+        nested(60),
     ] {
         let reply = endpoint.call(with_body(body.clone())?).await?;
         assert_eq!(reply.body["action"], "Continue", "{body}");
