@@ -8,6 +8,7 @@
 //! The language of rules is here as well ([`expression`]): connectors and workers both ask about
 //! sign-ups, and mean the same.
 
+mod approval;
 mod decision;
 mod event;
 pub mod expression;
@@ -18,6 +19,7 @@ mod log;
 pub mod relay;
 mod signup;
 
+pub use approval::{Approval, UnknownVerdict, Verdict};
 pub use decision::{Decision, Effect, Outcome, Reason};
 pub use event::{Kind, SignUpEvent, event_schema};
 pub use fingerprint::{Fingerprint, Person, PseudonymKey};
