@@ -31,6 +31,8 @@ pub(crate) enum Served {
     Continue,
     Reject,
     Block,
+    /// An approver has to say yes first.
+    Pending,
     /// Refused because its event could not be stored in time.
     WithoutStorage,
     /// Answered although its event could not be stored in time.
@@ -39,12 +41,19 @@ pub(crate) enum Served {
 }
 
 impl Served {
-    const COUNT: usize = 5 + Problem::ALL.len();
+    const COUNT: usize = 6 + Problem::ALL.len();
 
     fn all() -> impl Iterator<Item = Self> {
-        [Self::Continue, Self::Reject, Self::Block, Self::WithoutStorage, Self::LetThrough]
-            .into_iter()
-            .chain(Problem::ALL.map(Self::Problem))
+        [
+            Self::Continue,
+            Self::Reject,
+            Self::Block,
+            Self::Pending,
+            Self::WithoutStorage,
+            Self::LetThrough,
+        ]
+        .into_iter()
+        .chain(Problem::ALL.map(Self::Problem))
     }
 
     fn index(self) -> usize {
@@ -56,6 +65,7 @@ impl Served {
             Self::Continue => "continue",
             Self::Reject => "reject",
             Self::Block => "block",
+            Self::Pending => "pending",
             Self::WithoutStorage => "refused-without-storage",
             Self::LetThrough => "let-through",
             Self::Problem(problem) => problem.code(),
@@ -69,6 +79,7 @@ impl From<&Outcome> for Served {
             Outcome::Continue { .. } => Self::Continue,
             Outcome::Reject { .. } => Self::Reject,
             Outcome::Block { .. } => Self::Block,
+            Outcome::Pending { .. } => Self::Pending,
         }
     }
 }

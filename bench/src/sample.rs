@@ -82,13 +82,14 @@ fn event(key: &PseudonymKey, person: u64) -> SignUpEvent {
         identities: serde_json::from_value(body["identities"].clone()).expect("identities"),
         client: text("client_id"),
         locale: text("ui_locales"),
+        ip: None,
         object_id: None,
         correlation_id: None,
         claims,
     };
     let person = key.person(&sign_up);
     let fingerprint = key.fingerprint(&sign_up, &person);
-    let decision = Decision { outcome: Outcome::unchanged(), reasons: vec![] };
+    let decision = Decision::new(Outcome::unchanged());
     let now = OffsetDateTime::now_utc();
     SignUpEvent::decided(Uuid::now_v7(), now, person, fingerprint, sign_up, decision)
         .expect("this step makes an event")

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{Decision, Fingerprint, Outcome, Person, SignUp, Step};
+use crate::{Approval, Decision, Fingerprint, Outcome, Person, SignUp, Step};
 
 /// The `dataschema` of the events this version writes. A breaking change takes the next number.
 pub(crate) const DATA_SCHEMA: &str = "urn:vestibule:schema:signup:1";
@@ -31,6 +31,8 @@ pub struct SignUpEvent {
     pub traceparent: Option<String>,
     pub sign_up: SignUp,
     pub decision: Decision,
+    /// Who decided a request for approval, in the events that this makes.
+    pub approval: Option<Approval>,
 }
 
 impl SignUpEvent {
@@ -51,7 +53,8 @@ impl SignUpEvent {
         let time = now
             .replace_millisecond(now.millisecond())
             .expect("a millisecond taken from a time is valid in it");
-        Some(Self { id, time, kind, person, fingerprint, traceparent: None, sign_up, decision })
+        let (traceparent, approval) = (None, None);
+        Some(Self { id, time, kind, person, fingerprint, traceparent, sign_up, decision, approval })
     }
 
     /// `signups.<connector>.<kind>`: what a NATS subscription filters on.
@@ -112,6 +115,7 @@ impl Kind {
             (Step::AfterFederation, Outcome::Continue { .. }) => Some(Self::Screened),
             (Step::BeforeCreate, Outcome::Continue { .. }) => Some(Self::Accepted),
             (Step::BeforeCreate, Outcome::Reject { .. }) => Some(Self::Rejected),
+            (_, Outcome::Pending { .. }) => Some(Self::Pending),
             // Only `before-create` can show an error on the form; elsewhere it is a block page.
             (_, Outcome::Block { .. } | Outcome::Reject { .. }) => Some(Self::Blocked),
         }
@@ -179,6 +183,8 @@ struct WrittenData<'a> {
     #[serde(flatten)]
     sign_up: &'a SignUp,
     decision: &'a Decision,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<&'a Approval>,
 }
 
 /// The envelope as it is read; what we do not know is ignored, so that a newer version's
@@ -226,6 +232,9 @@ struct ReadData {
     #[serde(flatten)]
     sign_up: SignUp,
     decision: Decision,
+    /// Who decided a request for approval, in the events that this makes.
+    #[serde(default)]
+    approval: Option<Approval>,
 }
 
 impl Serialize for SignUpEvent {
@@ -241,7 +250,11 @@ impl Serialize for SignUpEvent {
             dataschema: DATA_SCHEMA,
             fingerprint: self.fingerprint,
             traceparent: self.traceparent.as_deref(),
-            data: WrittenData { sign_up: &self.sign_up, decision: &self.decision },
+            data: WrittenData {
+                sign_up: &self.sign_up,
+                decision: &self.decision,
+                approval: self.approval.as_ref(),
+            },
         }
         .serialize(serializer)
     }
@@ -268,6 +281,7 @@ impl<'de> Deserialize<'de> for SignUpEvent {
             traceparent: read.traceparent,
             sign_up: read.data.sign_up,
             decision: read.data.decision,
+            approval: read.data.approval,
         })
     }
 }
@@ -284,7 +298,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::{Claims, Effect, Email, Protocol, PseudonymKey, Reason};
+    use crate::{Claims, Effect, Email, Mode, Protocol, PseudonymKey, Reason};
 
     fn event() -> SignUpEvent {
         let sign_up = SignUp {
@@ -296,6 +310,7 @@ mod tests {
             claims: json!({ "city": "London" }).as_object().unwrap().clone(),
             client: None,
             locale: Some("en-US".into()),
+            ip: None,
             object_id: None,
             correlation_id: None,
         };
@@ -304,7 +319,13 @@ mod tests {
         let fingerprint = key.fingerprint(&sign_up, &person);
         let decision = Decision {
             outcome: Outcome::Continue { claims: Claims::new() },
-            reasons: vec![Reason { rule: "title-case".into(), effect: Effect::Set }],
+            reasons: vec![Reason {
+                rule: "title-case".into(),
+                effect: Effect::Set,
+                mode: Mode::Enforce,
+                took_us: 7,
+            }],
+            lookups: vec![],
         };
         let now = datetime!(2026-11-22 10:00:00.123456 UTC);
         SignUpEvent::decided(Uuid::from_u128(1), now, person, fingerprint, sign_up, decision)
@@ -350,17 +371,18 @@ mod tests {
             Outcome::unchanged(),
             Outcome::Reject { message: "m".into(), field: None },
             Outcome::Block { message: "m".into() },
+            Outcome::Pending { message: "m".into(), claims: Claims::new() },
         ];
         let kinds = |step| outcomes.each_ref().map(|outcome| Kind::of(step, outcome));
         assert_eq!(
             kinds(Step::AfterFederation),
-            [Some(Kind::Screened), Some(Kind::Blocked), Some(Kind::Blocked)]
+            [Some(Kind::Screened), Some(Kind::Blocked), Some(Kind::Blocked), Some(Kind::Pending)]
         );
         assert_eq!(
             kinds(Step::BeforeCreate),
-            [Some(Kind::Accepted), Some(Kind::Rejected), Some(Kind::Blocked)]
+            [Some(Kind::Accepted), Some(Kind::Rejected), Some(Kind::Blocked), Some(Kind::Pending)]
         );
-        assert_eq!(kinds(Step::BeforeToken), [None, None, None]);
+        assert_eq!(kinds(Step::BeforeToken), [None, None, None, None]);
     }
 
     #[test]

@@ -223,6 +223,7 @@ mod tests {
                 .clone(),
             client: None,
             locale: None,
+            ip: None,
             object_id: None,
             correlation_id: None,
         }

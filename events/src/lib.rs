@@ -20,7 +20,7 @@ pub mod relay;
 mod signup;
 
 pub use approval::{Approval, UnknownVerdict, Verdict};
-pub use decision::{Decision, Effect, Outcome, Reason};
+pub use decision::{Decision, Effect, LookupReason, Mode, Outcome, Reason};
 pub use event::{Kind, SignUpEvent, event_schema};
 pub use fingerprint::{Fingerprint, Person, PseudonymKey};
 pub use jetstream::{JetStream, JetStreamConfig, NatsCredentials, Provisioned, Provisioning, Role};

@@ -30,6 +30,9 @@ pub struct SignUp {
     /// `ui_locales`: one or more BCP 47 tags, separated by spaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locale: Option<String>,
+    /// The address that the person's browser calls from, where the dialect carries one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<String>,
     /// The account, where it exists already (`before-token` only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_id: Option<String>,
@@ -111,6 +114,24 @@ pub struct InvalidName;
 pub enum Protocol {
     /// Entra B2B self-service sign-up and B2C user flows.
     ApiConnector,
+    /// RESTful technical profiles of B2C custom policies.
+    CustomPolicy,
+    /// Custom authentication extensions of Entra External ID.
+    CustomExtension,
+}
+
+impl Protocol {
+    pub const ALL: [Self; 3] = [Self::ApiConnector, Self::CustomPolicy, Self::CustomExtension];
+
+    /// The name in configuration and events.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ApiConnector => "api-connector",
+            Self::CustomPolicy => "custom-policy",
+            Self::CustomExtension => "custom-extension",
+        }
+    }
 }
 
 /// Where in the sign-up the call happens.

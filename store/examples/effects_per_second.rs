@@ -88,13 +88,14 @@ fn event(number: u64) -> SignUpEvent {
             .unwrap_or_default(),
         client: None,
         locale: None,
+        ip: None,
         object_id: None,
         correlation_id: None,
     };
     let key = PseudonymKey::new(vec![7; 32]);
     let person = key.person(&sign_up);
     let fingerprint = key.fingerprint(&sign_up, &person);
-    let decision = Decision { outcome: Outcome::unchanged(), reasons: vec![] };
+    let decision = Decision::new(Outcome::unchanged());
     let now = OffsetDateTime::now_utc();
     SignUpEvent::decided(Uuid::now_v7(), now, person, fingerprint, sign_up, decision)
         .expect("this step makes an event")

@@ -9,7 +9,7 @@ use std::fmt;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
-use vestibule_events::{Claims, Email, Identity, Outcome, Person, SignUpEvent};
+use vestibule_events::{Claims, Email, Identity, Person, SignUpEvent};
 
 use crate::{
     Done, Store, StoreError, inbox,
@@ -111,10 +111,7 @@ impl From<PersonRow> for PersonRecord {
 
 /// What the decision changed.
 fn changed_claims(event: &SignUpEvent) -> Option<&Claims> {
-    match &event.decision.outcome {
-        Outcome::Continue { claims } => Some(claims),
-        Outcome::Reject { .. } | Outcome::Block { .. } => None,
-    }
+    event.decision.outcome.changed_claims()
 }
 
 /// The claims that the account gets: as the person gave them, with what the decision changed.

@@ -199,6 +199,7 @@ fn pseudonym(key: &PseudonymKey, email: Email) -> Person {
         claims: Claims::new(),
         client: None,
         locale: None,
+        ip: None,
         object_id: None,
         correlation_id: None,
     })
@@ -419,12 +420,13 @@ mod tests {
             claims: Claims::new(),
             client: None,
             locale: None,
+            ip: None,
             object_id: None,
             correlation_id: None,
         };
         let person = key.person(&sign_up);
         let fingerprint = key.fingerprint(&sign_up, &person);
-        let decision = Decision { outcome: Outcome::unchanged(), reasons: vec![] };
+        let decision = Decision::new(Outcome::unchanged());
         SignUpEvent::decided(Uuid::from_u128(1), NOW, person, fingerprint, sign_up, decision)
             .unwrap()
     }

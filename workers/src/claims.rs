@@ -54,7 +54,7 @@ impl<'a> SignUpView<'a> {
 /// The claims as the platform will keep them: those sent, overlaid with what the decision set.
 fn claims_in_force(event: &SignUpEvent) -> Claims {
     let mut claims = event.sign_up.claims.clone();
-    if let Outcome::Continue { claims: changed } = &event.decision.outcome {
+    if let Some(changed) = event.decision.outcome.changed_claims() {
         claims.extend(changed.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
     claims
@@ -74,7 +74,7 @@ pub(crate) fn sample() -> SignUpEvent {
     let key = PseudonymKey::new(vec![0; 32]);
     let person = key.person(&sign_up);
     let fingerprint = key.fingerprint(&sign_up, &person);
-    let decision = Decision { outcome: Outcome::unchanged(), reasons: vec![] };
+    let decision = Decision::new(Outcome::unchanged());
     let time = datetime!(2026-01-01 00:00 UTC);
     SignUpEvent::decided(uuid::Uuid::nil(), time, person, fingerprint, sign_up, decision)
         .expect("this step makes an event")

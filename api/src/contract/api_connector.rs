@@ -59,9 +59,9 @@ impl Answer {
                 status: Some(StatusCode::BAD_REQUEST.as_u16().into()),
                 ..answer(Action::ValidationError, Some(message))
             },
-            Outcome::Reject { message, .. } | Outcome::Block { message } => {
-                answer(Action::ShowBlockPage, Some(message))
-            }
+            Outcome::Reject { message, .. }
+            | Outcome::Block { message }
+            | Outcome::Pending { message, .. } => answer(Action::ShowBlockPage, Some(message)),
         }
     }
 
@@ -122,6 +122,7 @@ pub(crate) fn parse(
             client: take_text(&mut claims, "client_id")
                 .or_else(|| take_text(&mut claims, "clientId")),
             locale: take_text(&mut claims, "ui_locales"),
+            ip: None,
             object_id: take_text(&mut claims, "objectId"),
             correlation_id: None,
             claims,
@@ -237,7 +238,7 @@ mod tests {
         let claims = sign_up.claims.clone();
         let key = PseudonymKey::new(vec![7; 32]);
         let (person, now) = (key.person(&sign_up), OffsetDateTime::now_utc());
-        let decision = Decision { outcome: Outcome::Continue { claims }, reasons: Vec::new() };
+        let decision = Decision::new(Outcome::Continue { claims });
         let fingerprint = key.fingerprint(&sign_up, &person);
         let event =
             SignUpEvent::decided(Uuid::now_v7(), now, person, fingerprint, sign_up, decision);

@@ -7,7 +7,7 @@
 mod rules;
 
 use vestibule_events::{
-    Claims, Decision, Effect, Outcome, Reason, SignUp,
+    Claims, Decision, Effect, Mode, Outcome, Reason, SignUp,
     expression::{Facts, Failure},
 };
 
@@ -57,14 +57,15 @@ pub(crate) fn evaluate(
                 }
             }
         };
-        reasons.push(Reason { rule: rule.name.clone(), effect });
+        let (mode, took_us) = (Mode::Enforce, 0);
+        reasons.push(Reason { rule: rule.name.clone(), effect, mode, took_us });
         if let Some(outcome) = refusal {
-            return Decision { outcome, reasons };
+            return Decision { outcome, reasons, lookups: Vec::new() };
         }
     }
     // The platform is told what is to change, not what is already so.
     changed.retain(|name, value| sign_up.claims.get(name) != Some(value));
-    Decision { outcome: Outcome::Continue { claims: changed }, reasons }
+    Decision { outcome: Outcome::Continue { claims: changed }, reasons, lookups: Vec::new() }
 }
 
 /// What one rule says: nothing, where its condition does not hold.
@@ -93,6 +94,7 @@ mod tests {
             claims: claims.as_object().unwrap().clone(),
             client: Some("app".into()),
             locale: None,
+            ip: None,
             object_id: None,
             correlation_id: None,
         }
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn without_rules_everybody_goes_on_unchanged() {
         let decision = decide(&Rules::default(), &london());
-        assert_eq!(decision, Decision { outcome: Outcome::unchanged(), reasons: vec![] });
+        assert_eq!(decision, Decision::new(Outcome::unchanged()));
     }
 
     #[test]

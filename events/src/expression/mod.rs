@@ -25,7 +25,7 @@ use cel::{
 use serde_json::Value;
 
 use self::{checker::Checker, pattern::Pattern, view::Scope};
-use crate::{Claims, Email, Identity, Outcome, Protocol, SignUp, SignUpEvent, Step};
+use crate::{Claims, Email, Identity, Protocol, SignUp, SignUpEvent, Step};
 
 /// The one variable there is.
 const SIGNUP: &str = "signup";
@@ -133,11 +133,7 @@ impl<'a> Facts<'a> {
     /// The sign-up of an event, with the claims in force after the decision.
     #[must_use]
     pub fn of(event: &'a SignUpEvent) -> Self {
-        let changed = match &event.decision.outcome {
-            Outcome::Continue { claims } => Some(claims),
-            Outcome::Reject { .. } | Outcome::Block { .. } => None,
-        };
-        Self { sign_up: &event.sign_up, changed }
+        Self { sign_up: &event.sign_up, changed: event.decision.outcome.changed_claims() }
     }
 }
 
@@ -249,6 +245,7 @@ pub fn sample() -> SignUp {
         claims: Claims::new(),
         client: Some(ID.into()),
         locale: Some("en-US".into()),
+        ip: None,
         object_id: Some(ID.into()),
         correlation_id: Some(ID.into()),
     }
@@ -260,7 +257,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{Decision, PseudonymKey};
+    use crate::{Decision, Outcome, PseudonymKey};
 
     fn sign_up(claims: &Value) -> SignUp {
         SignUp {
@@ -274,6 +271,7 @@ mod tests {
             claims: claims.as_object().unwrap().clone(),
             client: Some("app".into()),
             locale: None,
+            ip: None,
             object_id: None,
             correlation_id: None,
             ..sample()
@@ -379,7 +377,7 @@ mod tests {
         let person = key.person(&sign_up);
         let fingerprint = key.fingerprint(&sign_up, &person);
         let claims = json!({ "city": "LONDON", "added": true }).as_object().unwrap().clone();
-        let decision = Decision { outcome: Outcome::Continue { claims }, reasons: vec![] };
+        let decision = Decision::new(Outcome::Continue { claims });
         let time = time::macros::datetime!(2026-11-22 10:00 UTC);
         let id = uuid::Uuid::nil();
         let mut event =

@@ -20,7 +20,7 @@ use cel::{
 use serde_json::Value;
 
 use super::{Facts, SIGNUP, pattern::Pattern};
-use crate::{Claims, Identity, Protocol, SignUp};
+use crate::{Claims, Identity, SignUp};
 
 /// The variables of one evaluation.
 pub(super) struct Scope<'a> {
@@ -57,9 +57,7 @@ impl<'a> SignUpView<'a> {
         let sign_up = self.sign_up;
         Some(match name {
             "connector" => text(sign_up.connector.as_str()),
-            "protocol" => match sign_up.protocol {
-                Protocol::ApiConnector => text("api-connector"),
-            },
+            "protocol" => text(sign_up.protocol.as_str()),
             "step" => text(sign_up.step.as_str()),
             "email" => text(sign_up.email.as_ref()?.expose()),
             "email_domain" => {

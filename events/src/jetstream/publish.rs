@@ -358,6 +358,7 @@ mod tests {
             claims: Claims::new(),
             client: None,
             locale: None,
+            ip: None,
             object_id: None,
             correlation_id: None,
         };
@@ -365,7 +366,7 @@ mod tests {
         let person = key.person(&sign_up);
         let fingerprint = key.fingerprint(&sign_up, &person);
         let time: OffsetDateTime = datetime!(2026-11-22 10:00 UTC) + Duration::from_secs(seconds);
-        let decision = Decision { outcome, reasons: vec![] };
+        let decision = Decision::new(outcome);
         SignUpEvent::decided(Uuid::from_u128(1), time, person, fingerprint, sign_up, decision)
             .unwrap()
     }

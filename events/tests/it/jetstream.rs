@@ -63,13 +63,14 @@ pub(crate) fn event_at(person: &str, outcome: Outcome, time: OffsetDateTime) -> 
         claims: Claims::new(),
         client: None,
         locale: None,
+        ip: None,
         object_id: None,
         correlation_id: None,
     };
     let key = PseudonymKey::new(vec![7; 32]);
     let person = key.person(&sign_up);
     let fingerprint = key.fingerprint(&sign_up, &person);
-    let decision = Decision { outcome, reasons: vec![] };
+    let decision = Decision::new(outcome);
     SignUpEvent::decided(Uuid::now_v7(), time, person, fingerprint, sign_up, decision)
         .expect("this step makes an event")
 }

@@ -50,6 +50,7 @@ impl Call {
                 .clone(),
             client: None,
             locale: Some("en-US".into()),
+            ip: None,
             object_id: None,
             correlation_id: None,
         };
@@ -61,7 +62,7 @@ impl Call {
         let key = PseudonymKey::new(vec![7; 32]);
         let person = key.person(&sign_up);
         let fingerprint = key.fingerprint(&sign_up, &person);
-        let decision = Decision { outcome, reasons: vec![] };
+        let decision = Decision::new(outcome);
         SignUpEvent::decided(Uuid::now_v7(), self.time, person, fingerprint, sign_up, decision)
             .expect("the step makes an event")
     }

@@ -107,14 +107,14 @@ pub(crate) fn event_with(number: u32, name: &str, claims: Value, changed: Value)
         claims: object(claims),
         client: Some("client".to_owned()),
         locale: Some("en-GB".to_owned()),
+        ip: None,
         object_id: None,
         correlation_id: None,
     };
     let key = PseudonymKey::new(vec![7; 32]);
     let person = key.person(&sign_up);
     let fingerprint = key.fingerprint(&sign_up, &person);
-    let decision =
-        Decision { outcome: Outcome::Continue { claims: object(changed) }, reasons: vec![] };
+    let decision = Decision::new(Outcome::Continue { claims: object(changed) });
     let time = NOW + Duration::from_secs(number.into());
     let milliseconds = u64::try_from(time.unix_timestamp_nanos() / 1_000_000).expect("after 1970");
     let id = uuid::Builder::from_unix_timestamp_millis(milliseconds, &[7; 10]).into_uuid();

@@ -6,7 +6,7 @@
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, value::Serde};
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
-use vestibule_events::{Outcome, SignUpEvent, expression};
+use vestibule_events::{SignUpEvent, expression};
 
 use super::Fault;
 use crate::claims::{SignUpView, sample};
@@ -176,10 +176,7 @@ impl DecisionView<'_> {
 
 impl<'a> View<'a> {
     fn of(event: &'a SignUpEvent) -> Self {
-        let message = match &event.decision.outcome {
-            Outcome::Continue { .. } => "",
-            Outcome::Reject { message, .. } | Outcome::Block { message } => message,
-        };
+        let message = event.decision.outcome.message().unwrap_or_default();
         Self {
             event: EventView {
                 id: event.id,

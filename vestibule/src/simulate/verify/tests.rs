@@ -226,13 +226,14 @@ fn event(email: &str, now: OffsetDateTime) -> SignUpEvent {
         claims: serde_json::json!({ "city": "London" }).as_object().unwrap().clone(),
         client: None,
         locale: None,
+        ip: None,
         object_id: None,
         correlation_id: None,
     };
     let key = PseudonymKey::new(vec![7; 32]);
     let person = key.person(&sign_up);
     let fingerprint = key.fingerprint(&sign_up, &person);
-    let decision = Decision { outcome: Outcome::unchanged(), reasons: vec![] };
+    let decision = Decision::new(Outcome::unchanged());
     SignUpEvent::decided(Uuid::now_v7(), now, person, fingerprint, sign_up, decision).unwrap()
 }
 
