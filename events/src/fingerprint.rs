@@ -9,6 +9,7 @@ use secrecy::{ExposeSecret, SecretBox};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::Sha256;
+use uuid::Uuid;
 
 use crate::SignUp;
 
@@ -142,6 +143,23 @@ impl PseudonymKey {
         }
         hash.object(&sign_up.claims);
         Fingerprint(hash.finish())
+    }
+
+    /// Which decision about a request for approval this is: there is one for each request.
+    pub(crate) fn fingerprint_of_request(&self, request: Uuid) -> Fingerprint {
+        let mut hash = Canonical(self.hmac.clone());
+        hash.text("request");
+        hash.0.update(request.as_bytes());
+        Fingerprint(hash.finish())
+    }
+
+    /// A key of its own for another purpose, named by `label`.
+    #[must_use]
+    pub fn derive(&self, label: &str) -> [u8; 32] {
+        let mut hash = Canonical(self.hmac.clone());
+        hash.text("key");
+        hash.text(label);
+        hash.0.finalize().into_bytes().into()
     }
 }
 

@@ -19,7 +19,7 @@ mod log;
 pub mod relay;
 mod signup;
 
-pub use approval::{Approval, UnknownVerdict, Verdict};
+pub use approval::{Approval, ApprovalLinks, LinkError, UnknownVerdict, Verdict};
 pub use decision::{Decision, Effect, LookupReason, Mode, Outcome, Reason};
 pub use event::{Kind, SignUpEvent, event_schema};
 pub use fingerprint::{Fingerprint, Person, PseudonymKey};
