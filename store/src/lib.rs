@@ -1,11 +1,13 @@
-//! Everything that is SQL to the business data: people, sign-ups, grants, notifications, attempts
-//! and dead letters, in SQLite (embedded) or PostgreSQL (scaled out).
+//! Everything that is SQL to the business data: people, sign-ups, requests for approval, grants,
+//! notifications, attempts and dead letters, in SQLite (embedded) or PostgreSQL (scaled out).
 //!
 //! An effect and the note that a worker has dealt with an event (its inbox row) are written in one
 //! transaction, so an event that is delivered again changes nothing; and a late older event never
 //! overwrites what a newer one wrote. Whether to try again is left to the caller, who learns from
 //! [`StoreError`] whether it can help.
 
+mod accounts;
+mod approvals;
 mod attempts;
 mod dead_letters;
 mod effects;
@@ -14,12 +16,17 @@ mod grants;
 mod inbox;
 mod migrations;
 mod notifications;
+mod outbox;
 mod people;
 mod session;
 mod sqlite;
 mod store;
 mod text;
 
+pub use accounts::{Account, AccountOrigin, MadeAccount};
+pub use approvals::{
+    ApprovalFilter, ApprovalRequest, ApprovalState, Decided, Opened, RequestState, UnknownState,
+};
 pub use attempts::{FailedAttempt, Failures};
 pub use dead_letters::DeadLetter;
 pub use effects::Effects;
