@@ -8,6 +8,7 @@
 
 mod checker;
 mod pattern;
+mod sources;
 mod view;
 
 use std::{
@@ -16,15 +17,20 @@ use std::{
 };
 
 use cel::{
-    Context, Env, ExecutionError, Program,
+    Context, Env, ExecutionError,
     common::{
         types::{CelBool, CelDouble, CelInt, CelNull, CelString, CelUInt},
         value::Val,
     },
 };
 use serde_json::Value;
+use time::OffsetDateTime;
 
-use self::{checker::Checker, pattern::Pattern, view::Scope};
+pub use self::sources::{Known, LookupState, Members, Sources};
+use self::{
+    checker::{Checked, Checker},
+    view::Scope,
+};
 use crate::{Claims, Email, Identity, Protocol, SignUp, SignUpEvent, Step};
 
 /// The one variable there is.
@@ -32,7 +38,7 @@ const SIGNUP: &str = "signup";
 
 /// What `signup` has. What the platform did not send is absent, so that `has(signup.email)` asks
 /// for it.
-pub const MEMBERS: [&str; 11] = [
+pub const MEMBERS: [&str; 12] = [
     "connector",
     "protocol",
     "step",
@@ -42,6 +48,7 @@ pub const MEMBERS: [&str; 11] = [
     "claims",
     "client",
     "locale",
+    "ip",
     "object_id",
     "correlation_id",
 ];
@@ -61,9 +68,16 @@ static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
 pub struct Condition(Compiled);
 
 impl Condition {
-    /// Compiles a condition, or says everything that is wrong with it.
+    /// Compiles a condition that names nothing beside `signup`, or says everything that is wrong
+    /// with it.
     pub fn compile(source: &str) -> Result<Self, Vec<Fault>> {
-        let condition = Self(Compiled::compile(source)?);
+        Self::compile_with(source, &Known::default())
+    }
+
+    /// Compiles a condition that may name these lists and lookups, or says everything that is
+    /// wrong with it.
+    pub fn compile_with(source: &str, known: &Known) -> Result<Self, Vec<Fault>> {
+        let condition = Self(Compiled::compile(source, known)?);
         // What fails with the sample may well go through with another sign-up. But the types of
         // members are the same for all, and the sample has no claims, whose types are not.
         match condition.holds(&Facts::new(&sample(), &Claims::new())) {
@@ -77,25 +91,52 @@ impl Condition {
 
     /// Whether it holds.
     pub fn holds(&self, facts: &Facts<'_>) -> Result<bool, Failure> {
-        self.0.evaluate(facts, |value| {
-            value.downcast_ref::<CelBool>().map(|holds| *holds.inner()).ok_or(Failure::Result)
-        })
+        self.0.evaluate(facts, truth)
+    }
+
+    /// The lookups that it names, each once.
+    #[must_use]
+    pub fn lookups(&self) -> &[String] {
+        self.0.lookups()
+    }
+
+    /// Whether it holds, where that is the same for every sign-up.
+    #[must_use]
+    pub fn constant(&self) -> Option<bool> {
+        self.0.read(&Scope::empty(&self.0.0), truth).ok()
     }
 }
 
-/// An expression that a claim gets its value from.
+fn truth(value: &dyn Val) -> Result<bool, Failure> {
+    value.downcast_ref::<CelBool>().map(|holds| *holds.inner()).ok_or(Failure::Result)
+}
+
+/// An expression with a plain value: what a claim is set to, or a lookup asked with.
 #[derive(Debug)]
 pub struct ClaimValue(Compiled);
 
 impl ClaimValue {
-    /// Compiles an expression, or says everything that is wrong with it.
+    /// Compiles an expression that names nothing beside `signup`, or says everything that is wrong
+    /// with it.
     pub fn compile(source: &str) -> Result<Self, Vec<Fault>> {
-        Compiled::compile(source).map(Self)
+        Self::compile_with(source, &Known::default())
+    }
+
+    /// Compiles an expression that may name these lists and lookups, or says everything that is
+    /// wrong with it.
+    pub fn compile_with(source: &str, known: &Known) -> Result<Self, Vec<Fault>> {
+        Compiled::compile(source, known).map(Self)
     }
 
     /// Text, a number, yes or no; null where the claim is to stay as it is.
     pub fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Failure> {
         self.0.evaluate(facts, |value| claim(value).ok_or(Failure::Result))
+    }
+
+    /// The lookups that it names, each once.
+    #[must_use]
+    pub fn lookups(&self) -> &[String] {
+        self.0.lookups()
     }
 }
 
@@ -116,24 +157,43 @@ fn claim(value: &dyn Val) -> Option<Value> {
     }
 }
 
-/// What expressions see: a sign-up, and the claims that changed since it came.
+/// What expressions see: a sign-up with the claims that changed since it came, lists and lookups,
+/// and what time it is.
 #[derive(Clone, Copy)]
 pub struct Facts<'a> {
     sign_up: &'a SignUp,
     changed: Option<&'a Claims>,
+    sources: Option<&'a dyn Sources>,
+    #[expect(dead_code, reason = "the functions of time come next")]
+    now: OffsetDateTime,
 }
 
 impl<'a> Facts<'a> {
-    /// The sign-up while it is decided, with what earlier rules changed.
+    /// The sign-up while it is decided, now, with what earlier rules changed.
     #[must_use]
     pub fn new(sign_up: &'a SignUp, changed: &'a Claims) -> Self {
-        Self { sign_up, changed: Some(changed) }
+        let now = OffsetDateTime::now_utc();
+        Self { sign_up, changed: Some(changed), sources: None, now }
     }
 
-    /// The sign-up of an event, with the claims in force after the decision.
+    /// The sign-up of an event, with the claims in force after the decision, and at its time: asked
+    /// about an event again, an expression says the same again.
     #[must_use]
     pub fn of(event: &'a SignUpEvent) -> Self {
-        Self { sign_up: &event.sign_up, changed: event.decision.outcome.changed_claims() }
+        let changed = event.decision.outcome.changed_claims();
+        Self { sign_up: &event.sign_up, changed, sources: None, now: event.time }
+    }
+
+    /// The same, with lists and lookups.
+    #[must_use]
+    pub fn with_sources(self, sources: &'a dyn Sources) -> Self {
+        Self { sources: Some(sources), ..self }
+    }
+
+    /// The same at another time: in tests, and to decide a past sign-up as it would have been.
+    #[must_use]
+    pub fn at(self, now: OffsetDateTime) -> Self {
+        Self { now, ..self }
     }
 }
 
@@ -162,6 +222,9 @@ pub enum Failure {
     Type,
     /// A condition is neither true nor false, or a claim neither text, number nor yes or no.
     Result,
+    /// A lookup that was not asked yet or gave no answer, or a list that is not there. Who
+    /// evaluates knows which: his [`Sources`] were asked.
+    Lookup,
     /// An overflow, a division by zero, a bad pattern.
     Other,
 }
@@ -174,6 +237,7 @@ impl Failure {
             Self::Missing => "missing member",
             Self::Type => "unexpected type",
             Self::Result => "unusable result",
+            Self::Lookup => "no answer of a lookup",
             Self::Other => "evaluation error",
         }
     }
@@ -195,14 +259,10 @@ impl From<ExecutionError> for Failure {
 }
 
 /// An expression without the faults that can be found beforehand.
-#[derive(Debug)]
-struct Compiled {
-    program: Program,
-    patterns: Vec<Pattern>,
-}
+struct Compiled(Checked);
 
 impl Compiled {
-    fn compile(source: &str) -> Result<Self, Vec<Fault>> {
+    fn compile(source: &str, known: &Known) -> Result<Self, Vec<Fault>> {
         let program = ENV.compile(source).map_err(|errors| {
             let fault = |it: cel::ParseError| Fault {
                 message: it.msg,
@@ -211,8 +271,11 @@ impl Compiled {
             };
             errors.errors.into_iter().map(fault).collect::<Vec<_>>()
         })?;
-        let patterns = Checker::check(&program)?;
-        Ok(Self { program, patterns })
+        Checker::check(&program, known).map(Self)
+    }
+
+    fn lookups(&self) -> &[String] {
+        &self.0.lookups
     }
 
     fn evaluate<T>(
@@ -220,10 +283,28 @@ impl Compiled {
         facts: &Facts<'_>,
         read: impl FnOnce(&dyn Val) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let scope = Scope::new(facts, &self.patterns);
+        self.read(&Scope::new(facts, &self.0), read)
+    }
+
+    fn read<T>(
+        &self,
+        scope: &Scope<'_>,
+        read: impl FnOnce(&dyn Val) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let mut context = Context::with_env(Arc::clone(&ENV));
-        context.set_variable_resolver(&scope);
-        read(cel::Value::resolve_val(self.program.expression(), &context)?.as_ref())
+        context.set_variable_resolver(scope);
+        match cel::Value::resolve_val(&self.0.expression, &context) {
+            Ok(value) => read(value.as_ref()),
+            // Whatever else is wrong, it may not be once the answer is there.
+            Err(_) if scope.was_wanting() => Err(Failure::Lookup),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compiled").field("lookups", &self.0.lookups).finish_non_exhaustive()
     }
 }
 
@@ -245,7 +326,7 @@ pub fn sample() -> SignUp {
         claims: Claims::new(),
         client: Some(ID.into()),
         locale: Some("en-US".into()),
-        ip: None,
+        ip: Some("192.0.2.1".into()),
         object_id: Some(ID.into()),
         correlation_id: Some(ID.into()),
     }
@@ -254,7 +335,7 @@ pub fn sample() -> SignUp {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     use super::*;
     use crate::{Decision, Outcome, PseudonymKey};
@@ -309,6 +390,7 @@ mod tests {
             "signup.email_domain == 'example.com'",
             "signup.email_domain in ['example.com', 'example.org']",
             "signup.client == 'app'",
+            "!has(signup.ip)",
             "!has(signup.locale) && !has(signup.object_id) && !has(signup.correlation_id)",
             "signup.identities[0].issuer == 'google.com'",
             "signup.identities.exists(i, i.issuer.startsWith('google') && i.signInType != 'x')",
@@ -351,6 +433,171 @@ mod tests {
             "size(signup.claims.tags.filter(x, x != 'b').map(x, x + x)) == 1",
         ] {
             assert_eq!(holds(fine, &london()), Ok(true), "{fine}");
+        }
+    }
+
+    /// A list `partners` and the lookups `crm`, answered, `slow`, not asked yet, and `broken`.
+    struct TestSources(Map<String, Value>);
+
+    struct Partners;
+
+    impl Members for Partners {
+        fn contains(&self, entry: &str) -> bool {
+            ["example.com", "36", "true"].contains(&entry)
+        }
+    }
+
+    impl Sources for TestSources {
+        fn list(&self, name: &str) -> Option<&dyn Members> {
+            (name == "partners").then_some(&Partners)
+        }
+
+        fn lookup(&self, name: &str) -> LookupState<'_> {
+            match name {
+                "crm" => LookupState::Is(&self.0),
+                "slow" => LookupState::NotYet,
+                "broken" => LookupState::Failed,
+                _ => panic!("nobody should ask for {name}"),
+            }
+        }
+    }
+
+    fn known() -> Known {
+        let names = |names: &[&str]| names.iter().copied().map(str::to_owned).collect();
+        Known {
+            lists: names(&["partners", "gone", "with-hyphen"]),
+            lookups: names(&["crm", "slow", "broken"]),
+        }
+    }
+
+    fn crm() -> TestSources {
+        let answer = json!({ "found": true, "tier": "gold", "seats": 5, "tags": ["a", "b"] });
+        TestSources(answer.as_object().unwrap().clone())
+    }
+
+    fn holds_with_sources(condition: &str, sign_up: &SignUp) -> Result<bool, Failure> {
+        let (sources, changed) = (crm(), Claims::new());
+        let facts = Facts::new(sign_up, &changed).with_sources(&sources);
+        let condition = Condition::compile_with(condition, &known());
+        condition.unwrap_or_else(|faults| panic!("{faults:?}")).holds(&facts)
+    }
+
+    #[test]
+    fn lists_and_lookups_can_be_asked() {
+        for condition in [
+            "signup.email_domain in lists.partners",
+            "lists.partners.contains(signup.email_domain)",
+            "signup.email_domain in lists['partners']",
+            "!(signup.claims.city in lists.partners)",
+            "signup.claims.age in lists.partners && signup.claims.vip in lists.partners",
+            "['x', 'example.com'].exists(it, it in lists.partners)",
+            "lookups.crm.found && lookups.crm.tier == 'gold'",
+            "lookups['crm'].tier == 'gold' && lookups.crm['tier'] == 'gold'",
+            "has(lookups.crm.tier) && !has(lookups.crm.name)",
+            "'tier' in lookups.crm && size(lookups.crm) == 4",
+            "lookups.crm.tags.exists(tag, tag == 'b')",
+            "lookups.crm.?tier.orValue('none') == 'gold'",
+            "lookups.crm.?name.orValue('none') == 'none'",
+            "lookups.crm.seats in [4, 5]",
+            "[1].exists(lists, lists == 1) && [1].exists(lookups, lookups == 1)",
+            "true || lookups.slow.found",
+            "lookups.broken.found || signup.claims.vip",
+            "!(signup.claims.city == 'Paris' && lookups.slow.found)",
+        ] {
+            assert_eq!(holds_with_sources(condition, &london()), Ok(true), "{condition}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_not_there_is_told_from_one_that_says_no() {
+        for condition in [
+            "lookups.slow.found",
+            "lookups.broken.found",
+            "has(lookups.slow.found)",
+            "lookups.slow.?found.orValue(false)",
+            "lookups.slow[?'found'].orValue(false)",
+            "size(lookups.slow) == 0",
+            "'found' in lookups.slow",
+            "lookups.slow == {}",
+            "signup.claims.vip && lookups.slow.found",
+            "lookups.crm.missing || lookups.slow.found",
+            "lookups.slow.found || lookups.crm.missing",
+            "signup.email_domain in lists.gone",
+        ] {
+            assert_eq!(
+                holds_with_sources(condition, &london()),
+                Err(Failure::Lookup),
+                "{condition}"
+            );
+        }
+        let nothing = Condition::compile_with("'x' in lists.partners", &known()).unwrap();
+        let (sign_up, changed) = (london(), Claims::new());
+        assert_eq!(nothing.holds(&Facts::new(&sign_up, &changed)), Err(Failure::Lookup));
+    }
+
+    #[test]
+    fn a_list_takes_text_numbers_and_yes_or_no() {
+        for condition in [
+            "signup.claims.half in lists.partners",
+            "signup.claims.tags in lists.partners",
+            "null in lists.partners",
+        ] {
+            assert_eq!(holds_with_sources(condition, &london()), Err(Failure::Type), "{condition}");
+        }
+    }
+
+    #[test]
+    fn what_lists_and_lookups_cannot_do_is_found_before_the_first_evaluation() {
+        for (condition, message) in [
+            ("'x' in lists.partner", "there is no list `partner`; did you mean `partners`?"),
+            ("'x' in lists.nothing_like_it", "there is no list `nothing_like_it`"),
+            ("lookups.cmr.found", "there is no lookup `cmr`; did you mean `crm`?"),
+            ("lookup.crm.found", "there is no `lookup`; did you mean `lookups`?"),
+            ("size(lists.partners) > 1", "a list can only be asked with `in`"),
+            ("lists.partners.exists(x, x == 'a')", "a list can only be asked with `in`"),
+            ("lists.partners == ['a']", "a list can only be asked with `in`"),
+            ("'x' in lists", "`lists` needs the name of one"),
+            ("lookups == {}", "`lookups` needs the name of one"),
+            ("lookups[signup.email].found", "`lookups` needs the name of one"),
+            ("has(lookups.crm)", "`lookups.crm` is always there"),
+            ("has(lists.partners)", "`lists.partners` is always there"),
+        ] {
+            let faults = Condition::compile_with(condition, &known()).unwrap_err();
+            assert!(faults[0].message.starts_with(message), "{condition}: {faults:?}");
+        }
+        assert!(Condition::compile("'x' in lists.partners").is_err(), "workers have no lists");
+    }
+
+    #[test]
+    fn an_expression_says_which_lookups_it_names() {
+        let condition = "lookups.slow.found || lookups.crm.found && lookups['slow'].x == 1";
+        let condition = Condition::compile_with(condition, &known()).unwrap();
+        assert_eq!(condition.lookups(), ["slow", "crm"]);
+        let value = ClaimValue::compile_with("lookups.crm.tier", &known()).unwrap();
+        assert_eq!(value.lookups(), ["crm"]);
+        let (sources, sign_up, changed) = (crm(), london(), Claims::new());
+        let facts = Facts::new(&sign_up, &changed).with_sources(&sources);
+        assert_eq!(value.evaluate(&facts), Ok(json!("gold")));
+    }
+
+    #[test]
+    fn a_condition_says_whether_it_holds_for_all() {
+        for (condition, constant) in [
+            ("true", Some(true)),
+            ("1 > 2", Some(false)),
+            ("true || signup.claims.vip", Some(true)),
+            ("lookups.crm.found && false", Some(false)),
+            ("[1, 2].exists(x, x == 2)", Some(true)),
+            ("'a'.matches('^a$')", Some(true)),
+            ("signup.claims.vip", None),
+            ("has(signup.email)", None),
+            ("signup.claims.?vip.orValue(true)", None),
+            ("'x' in lists.partners", None),
+            ("has(lookups.crm.tier)", None),
+            ("1 / 0 == 1", None),
+        ] {
+            let compiled = Condition::compile_with(condition, &known()).unwrap();
+            assert_eq!(compiled.constant(), constant, "{condition}");
         }
     }
 

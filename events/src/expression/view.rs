@@ -1,9 +1,16 @@
-//! The sign-up as expressions see it.
+//! The sign-up, lists and lookups as expressions see them.
 //!
-//! It is not copied into CEL's own values: a member is looked up when an expression asks for it,
+//! They are not copied into CEL's own values: a member is looked up when an expression asks for it,
 //! and text is borrowed.
 
-use std::{collections::HashMap, fmt, sync::OnceLock};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use cel::{
     ExecutionError,
@@ -19,28 +26,86 @@ use cel::{
 };
 use serde_json::Value;
 
-use super::{Facts, SIGNUP, pattern::Pattern};
+use super::{
+    Facts, SIGNUP,
+    checker::Checked,
+    sources::{LookupState, Members, Sources},
+};
 use crate::{Claims, Identity, SignUp};
+
+/// Begin the names of variables that hold a list or the answer of a lookup; its name follows.
+/// Nobody can write such a name.
+const LIST: &str = "@list ";
+const LOOKUP: &str = "@lookup ";
+
+pub(super) fn list_variable(name: &str) -> String {
+    format!("{LIST}{name}")
+}
+
+pub(super) fn lookup_variable(name: &str) -> String {
+    format!("{LOOKUP}{name}")
+}
 
 /// The variables of one evaluation.
 pub(super) struct Scope<'a> {
-    signup: SignUpView<'a>,
-    patterns: &'a [Pattern],
+    signup: Option<SignUpView<'a>>,
+    sources: Option<&'a dyn Sources>,
+    expression: &'a Checked,
+    /// Whether a list or a lookup was wanted and not there.
+    wanting: AtomicBool,
 }
 
 impl<'a> Scope<'a> {
-    pub(super) fn new(facts: &Facts<'a>, patterns: &'a [Pattern]) -> Self {
-        let Facts { sign_up, changed } = *facts;
-        Self { signup: SignUpView { sign_up, changed }, patterns }
+    pub(super) fn new(facts: &Facts<'a>, expression: &'a Checked) -> Self {
+        let Facts { sign_up, changed, sources, .. } = *facts;
+        let signup = Some(SignUpView { sign_up, changed });
+        Self { signup, sources, expression, wanting: AtomicBool::new(false) }
+    }
+
+    /// Holds nothing, so that only what depends on nothing has a value.
+    pub(super) fn empty(expression: &'a Checked) -> Self {
+        Self { signup: None, sources: None, expression, wanting: AtomicBool::new(false) }
+    }
+
+    pub(super) fn was_wanting(&self) -> bool {
+        self.wanting.load(Ordering::Relaxed)
+    }
+
+    fn list(&self, name: &str) -> Option<ListView<'_>> {
+        let list = self.sources.and_then(|sources| sources.list(name));
+        self.wanting.fetch_or(list.is_none(), Ordering::Relaxed);
+        list.map(ListView)
+    }
+
+    /// What it answered; else nothing, which fails whatever is done with it. An empty answer would
+    /// not: `lookups.x.?y` would take it for an answer without `y`.
+    fn lookup(&self, name: &str) -> Option<ClaimsView<'_>> {
+        let answer = match self.sources.map(|sources| sources.lookup(name)) {
+            Some(LookupState::Is(answer)) => Some(answer),
+            Some(LookupState::NotYet | LookupState::Failed) | None => None,
+        };
+        self.wanting.fetch_or(answer.is_none(), Ordering::Relaxed);
+        answer.map(|answer| ClaimsView::new(answer, None))
     }
 }
 
 impl VariableResolver for Scope<'_> {
     fn resolve<'b>(&'b self, variable: &str) -> Option<CowVal<'b, 'b>> {
         if variable == SIGNUP {
-            return Some(CowVal::Borrowed(&self.signup));
+            return self.signup.as_ref().map(|it| CowVal::Borrowed(it as &dyn Val));
         }
-        let pattern = self.patterns.iter().find(|it| it.variable() == variable)?;
+        if !variable.starts_with('@') {
+            return None;
+        }
+        // The name is also asked for with members behind it, `@lookup crm.found`.
+        if let Some(name) = variable.strip_prefix(LOOKUP) {
+            let named = self.expression.lookups.iter().any(|it| it == name);
+            return if named { self.lookup(name).map(CowVal::owned) } else { None };
+        }
+        if let Some(name) = variable.strip_prefix(LIST) {
+            return self.list(name).map(CowVal::owned);
+        }
+        let pattern = self.expression.patterns.iter().find(|it| it.variable() == variable)?;
         Some(CowVal::Borrowed(pattern))
     }
 }
@@ -68,13 +133,10 @@ impl<'a> SignUpView<'a> {
                 let identities: Vec<_> = sign_up.identities.iter().map(identity).collect();
                 Box::new(CelList::from(identities))
             }
-            "claims" => Box::new(ClaimsView {
-                original: &sign_up.claims,
-                changed: self.changed,
-                names: OnceLock::new(),
-            }),
+            "claims" => Box::new(ClaimsView::new(&sign_up.claims, self.changed)),
             "client" => text(sign_up.client.as_deref()?),
             "locale" => text(sign_up.locale.as_deref()?),
+            "ip" => text(sign_up.ip.as_deref()?),
             "object_id" => text(sign_up.object_id.as_deref()?),
             "correlation_id" => text(sign_up.correlation_id.as_deref()?),
             _ => return None,
@@ -82,7 +144,7 @@ impl<'a> SignUpView<'a> {
     }
 }
 
-/// `signup.claims`.
+/// `signup.claims`, or the answer of a lookup.
 struct ClaimsView<'a> {
     original: &'a Claims,
     changed: Option<&'a Claims>,
@@ -91,6 +153,10 @@ struct ClaimsView<'a> {
 }
 
 impl<'a> ClaimsView<'a> {
+    fn new(original: &'a Claims, changed: Option<&'a Claims>) -> Self {
+        Self { original, changed, names: OnceLock::new() }
+    }
+
     fn claim(&self, name: &str) -> Option<&'a Value> {
         self.changed.and_then(|it| it.get(name)).or_else(|| self.original.get(name))
     }
@@ -252,8 +318,7 @@ impl Val for ClaimsView<'_> {
     where
         Self: 'v,
     {
-        let Self { original, changed, .. } = *self;
-        Box::new(Self { original, changed, names: OnceLock::new() })
+        Box::new(Self::new(self.original, self.changed))
     }
 }
 
@@ -301,5 +366,57 @@ struct Names<'b, 'a>(std::slice::Iter<'b, CelString<'a>>);
 impl<'b, 'v, 'a: 'v> cel::common::traits::Iterator<'b, 'v> for Names<'b, 'a> {
     fn next(&mut self) -> Option<&'b (dyn Val + 'v)> {
         self.0.next().map(|name| name as &(dyn Val + 'v))
+    }
+}
+
+/// A list. It has no size and no items: nobody loops over a million entries.
+struct ListView<'a>(&'a dyn Members);
+
+static LIST_OF_ENTRIES: Type = Type::new_unspecified_type("list of entries");
+
+impl fmt::Debug for ListView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("list")
+    }
+}
+
+impl Val for ListView<'_> {
+    fn get_type(&self) -> &Type {
+        &LIST_OF_ENTRIES
+    }
+
+    fn cel_type() -> &'static Type {
+        &LIST_OF_ENTRIES
+    }
+
+    fn as_container(&self) -> Option<&dyn Container> {
+        Some(self)
+    }
+
+    fn clone_as_boxed<'v>(&self) -> Box<dyn Val + 'v>
+    where
+        Self: 'v,
+    {
+        Box::new(ListView(self.0))
+    }
+}
+
+impl Container for ListView<'_> {
+    fn contains(&self, entry: &dyn Val) -> Result<bool, ExecutionError> {
+        if let Some(text) = entry.downcast_ref::<CelString<'_>>() {
+            return Ok(self.0.contains(text.inner()));
+        }
+        // Entries are text; a claim may well come as a number.
+        let text = if let Some(number) = entry.downcast_ref::<CelInt>() {
+            number.inner().to_string()
+        } else if let Some(number) = entry.downcast_ref::<CelUInt>() {
+            number.inner().to_string()
+        } else if let Some(yes) = entry.downcast_ref::<CelBool>() {
+            yes.inner().to_string()
+        } else {
+            let got = entry.get_type().name().to_owned();
+            return Err(ExecutionError::UnexpectedType { got, want: "string".into() });
+        };
+        Ok(self.0.contains(&text))
     }
 }
