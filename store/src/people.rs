@@ -3,13 +3,16 @@
 //! A person is as their newest event left them; events are ordered by their id. Every sign-up is
 //! counted to its person exactly once, newest or not, and each count is written down as a row of
 //! `person_changes`, so that whether it was once can be checked for every single event.
+//!
+//! What became of a sign-up later (it was approved, denied, confirmed or abandoned) is no sign-up:
+//! it changes its person and is not counted.
 
 use std::fmt;
 
 use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
-use vestibule_events::{Claims, Email, Identity, Person, SignUpEvent};
+use vestibule_events::{Claims, Email, Identity, Kind, Person, SignUpEvent};
 
 use crate::{
     Done, Store, StoreError, inbox,
@@ -57,17 +60,17 @@ impl Store {
     ) -> Result<Done, StoreError> {
         let now = storable_time(now);
         let mut session = self.write().await?;
-        if inbox::enter(&mut session, worker, event.id, now).await? == Done::Before
-            || insert_sign_up(&mut session, event, now).await? == Done::Before
-        {
-            // Another worker may have recorded the sign-up: then our inbox row is all there is.
-            session.commit().await?;
-            return Ok(Done::Before);
-        }
-        let applied = update_person(&mut session, event, now).await?;
-        insert_change(&mut session, event, applied, now).await?;
+        let done = match inbox::enter(&mut session, worker, event.id, now).await? {
+            Done::Before => Done::Before,
+            Done::Now if is_sign_up(event.kind) => count(&mut session, event, now).await?,
+            Done::Now => {
+                // Twice does no harm, should another worker have done it: nothing is counted.
+                update_person(&mut session, event, Counted::No, now).await?;
+                Done::Now
+            }
+        };
         session.commit().await?;
-        Ok(Done::Now)
+        Ok(done)
     }
 
     pub async fn person(&self, person: &Person) -> Result<Option<PersonRecord>, StoreError> {
@@ -109,15 +112,39 @@ impl From<PersonRow> for PersonRecord {
     }
 }
 
-/// What the decision changed.
-fn changed_claims(event: &SignUpEvent) -> Option<&Claims> {
-    event.decision.outcome.changed_claims()
+/// Whether an event is a call of a platform, and not what became of one.
+const fn is_sign_up(kind: Kind) -> bool {
+    match kind {
+        Kind::Screened | Kind::Accepted | Kind::Rejected | Kind::Blocked | Kind::Pending => true,
+        Kind::Approved | Kind::Denied | Kind::Confirmed | Kind::Abandoned => false,
+    }
+}
+
+/// Whether an event counts as a sign-up of its person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counted {
+    Yes,
+    No,
+}
+
+/// Records the sign-up, unless another worker did: then our inbox row is all there is.
+async fn count(
+    session: &mut Session,
+    event: &SignUpEvent,
+    now: OffsetDateTime,
+) -> Result<Done, StoreError> {
+    if insert_sign_up(session, event, now).await? == Done::Before {
+        return Ok(Done::Before);
+    }
+    let applied = update_person(session, event, Counted::Yes, now).await?;
+    insert_change(session, event, applied, now).await?;
+    Ok(Done::Now)
 }
 
 /// The claims that the account gets: as the person gave them, with what the decision changed.
 fn claims_as_decided(event: &SignUpEvent) -> Claims {
     let mut claims = event.sign_up.claims.clone();
-    for (name, value) in changed_claims(event).into_iter().flatten() {
+    for (name, value) in event.decision.outcome.changed_claims().into_iter().flatten() {
         claims.insert(name.clone(), value.clone());
     }
     claims
@@ -142,7 +169,7 @@ async fn insert_sign_up(
 ) -> Result<Done, StoreError> {
     let sign_up = &event.sign_up;
     let none = Claims::new();
-    let changed = storable_claims(changed_claims(event).unwrap_or(&none));
+    let changed = storable_claims(event.decision.outcome.changed_claims().unwrap_or(&none));
     let claims = storable_claims(&sign_up.claims);
     let identities = storable_identities(&sign_up.identities);
     let rows = execute!(
@@ -173,6 +200,7 @@ async fn insert_sign_up(
 async fn update_person(
     session: &mut Session,
     event: &SignUpEvent,
+    counted: Counted,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
     let decided = claims_as_decided(event);
@@ -182,7 +210,7 @@ async fn update_person(
         sqlx::query_as(
             "INSERT INTO people (person, email, claims, status, first_event, last_event, changes,
                  created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $5, 1, $6, $6)
+             VALUES ($1, $2, $3, $4, $5, $5, $7, $6, $6)
              ON CONFLICT (person) DO UPDATE SET
                  email = CASE WHEN excluded.last_event > people.last_event
                      THEN excluded.email ELSE people.email END,
@@ -194,7 +222,7 @@ async fn update_person(
                      THEN excluded.last_event ELSE people.last_event END,
                  first_event = CASE WHEN excluded.first_event < people.first_event
                      THEN excluded.first_event ELSE people.first_event END,
-                 changes = people.changes + 1,
+                 changes = people.changes + excluded.changes,
                  updated_at = excluded.updated_at
              RETURNING last_event"
         )
@@ -204,6 +232,7 @@ async fn update_person(
         .bind(event.kind.as_str())
         .bind(event.id)
         .bind(now)
+        .bind(i64::from(counted == Counted::Yes))
     )?;
     Ok(row == Some((event.id,)))
 }

@@ -1,0 +1,91 @@
+//! Events that were made here and have to go to the log.
+//!
+//! An event is written in the transaction of what it tells of, and published later: a crash in
+//! between delays it and loses nothing. It may be published twice, by a crash before it is marked
+//! or by two processes at once; that does no harm, because it keeps its id and its fingerprint.
+
+use sqlx::QueryBuilder;
+use time::OffsetDateTime;
+use uuid::Uuid;
+use vestibule_events::SignUpEvent;
+
+use crate::{
+    Store, StoreError,
+    error::Cause,
+    session::{Session, execute, fetch_all},
+    text::storable_time,
+};
+
+impl Store {
+    /// The oldest events that have not been marked as published, in the order they were written.
+    pub async fn unpublished(&self, limit: u32) -> Result<Vec<SignUpEvent>, StoreError> {
+        let mut session = self.read().await?;
+        let rows: Vec<(Vec<u8>,)> = fetch_all!(
+            &mut session,
+            sqlx::query_as(
+                "SELECT event FROM outbox WHERE published_at IS NULL ORDER BY id LIMIT $1"
+            )
+            .bind(i64::from(limit))
+        )?;
+        rows.iter().map(|(event,)| read(event)).collect()
+    }
+
+    /// Notes that the log has these events; what is marked already stays as it was.
+    pub async fn mark_published(
+        &self,
+        events: &[Uuid],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let now = storable_time(now);
+        let mut session = self.write().await?;
+        // Chunks, because both dialects bound the number of parameters of a statement.
+        for some in events.chunks(1000) {
+            execute!(
+                &mut session,
+                {
+                    let mut query = QueryBuilder::new("UPDATE outbox SET published_at = ");
+                    query.push_bind(now).push(" WHERE published_at IS NULL AND event_id IN (");
+                    let mut ids = query.separated(", ");
+                    for event in some {
+                        ids.push_bind(*event);
+                    }
+                    query.push(")");
+                    query
+                }
+                .build()
+            )?;
+        }
+        session.commit().await
+    }
+}
+
+/// Puts an event into the outbox, once, within a transaction.
+pub(crate) async fn insert(
+    session: &mut Session,
+    event: &SignUpEvent,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    execute!(
+        session,
+        sqlx::query(
+            "INSERT INTO outbox (event_id, event, written_at) VALUES ($1, $2, $3)
+             ON CONFLICT DO NOTHING"
+        )
+        .bind(event.id)
+        .bind(written(event))
+        .bind(storable_time(now))
+    )?;
+    Ok(())
+}
+
+/// As it stands in the log. Bytes, because `jsonb` knows neither NUL nor every number.
+pub(crate) fn written(event: &SignUpEvent) -> Vec<u8> {
+    serde_json::to_vec(event).expect("an event has only text keys")
+}
+
+pub(crate) fn read(event: &[u8]) -> Result<SignUpEvent, StoreError> {
+    // The source of the error can quote the event.
+    serde_json::from_slice(event).map_err(|_| {
+        StoreError::Misconfigured(Cause::new("a stored event has a form this version cannot read"))
+    })
+}
