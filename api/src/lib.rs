@@ -17,8 +17,13 @@ mod trace;
 
 pub use admin::{Check, Readiness, ReadinessReport, Status, admin_router};
 pub use auth::BasicCredential;
-pub use contract::{Action, Answer, Problem};
+pub use contract::{
+    Action, Answer, AttributeKind, BodyKind, Call, Dialect, ExtensionAction, ExtensionAnswer,
+    PolicyError, Problem, Received, Reply, Shape, Unsaid, Written,
+};
 pub use decide::{Expression, OnError, RuleError, RuleOutcome, RuleSettings, Rules, decide};
 pub use serve::{ServerLimits, serve};
 pub use server::{Api, DuplicateConnector, router};
-pub use settings::{AnswerAfter, ConnectorSettings, Durable, OnStorageFailure};
+pub use settings::{
+    AnswerAfter, ConnectorSettings, ContractSettings, Durable, ErrorStatus, OnStorageFailure,
+};

@@ -153,6 +153,8 @@ pub(crate) struct Metrics {
     storage_failures: Family<CauseLabels, Counter>,
     rule_failures: Family<RuleLabels, Counter>,
     step_contradictions: Family<ConnectorLabels, Counter>,
+    claims_unsaid: Family<ConnectorLabels, Counter>,
+    refusals_unsaid: Family<ConnectorLabels, Counter>,
     /// Calls to a URL that belongs to no connector.
     pub(crate) unknown_url: Counter,
 }
@@ -170,6 +172,8 @@ impl Metrics {
             storage_failures: Family::default(),
             rule_failures: Family::default(),
             step_contradictions: Family::default(),
+            claims_unsaid: Family::default(),
+            refusals_unsaid: Family::default(),
             unknown_url: Counter::default(),
         };
         registry.register(
@@ -210,8 +214,18 @@ impl Metrics {
         );
         registry.register(
             "vestibule_connector_step_contradictions",
-            "Calls to the URL of one step whose body names another",
+            "Calls to the URL of one step that name another",
             it.step_contradictions.clone(),
+        );
+        registry.register(
+            "vestibule_connector_claims_unsaid",
+            "Claims that rules set and the dialect could not say, so that answers left them out",
+            it.claims_unsaid.clone(),
+        );
+        registry.register(
+            "vestibule_connector_refusals_unsaid",
+            "Refusals at a step where the dialect cannot turn anybody away",
+            it.refusals_unsaid.clone(),
         );
         registry.register(
             "vestibule_connector_unknown_urls",
@@ -235,6 +249,8 @@ pub(crate) struct ConnectorMetrics {
     storage_failures: [Counter; StorageFailure::ALL.len()],
     rule_failures: Vec<Counter>,
     pub(crate) step_contradictions: Counter,
+    claims_unsaid: Counter,
+    pub(crate) refusals_unsaid: Counter,
 }
 
 impl ConnectorMetrics {
@@ -269,6 +285,8 @@ impl ConnectorMetrics {
                 .map(|rule| metrics.rule_failures.get_or_create_owned(&by_rule(rule)))
                 .collect(),
             step_contradictions: metrics.step_contradictions.get_or_create_owned(&by_connector),
+            claims_unsaid: metrics.claims_unsaid.get_or_create_owned(&by_connector),
+            refusals_unsaid: metrics.refusals_unsaid.get_or_create_owned(&by_connector),
             metrics,
             connector,
         }
@@ -307,6 +325,11 @@ impl ConnectorMetrics {
         if let Some(place) = StorageFailure::ALL.iter().position(|it| *it == failure) {
             self.storage_failures[place].inc();
         }
+    }
+
+    /// Counts, and says how many there were before.
+    pub(crate) fn claims_unsaid(&self, claims: u64) -> u64 {
+        self.claims_unsaid.inc_by(claims)
     }
 
     /// Counts, and says whether this rule never failed before.

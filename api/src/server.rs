@@ -17,13 +17,12 @@ use axum::{
     Router,
     body::{Body, Bytes, HttpBody as _},
     extract::{Path, Request, State, rejection::PathRejection},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
     response::Response,
     routing::any,
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use prometheus_client::registry::Registry;
-use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::{
     sync::Semaphore,
@@ -32,14 +31,14 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 use vestibule_events::{
-    AppendError, Appended, ConnectorName, Decision, EventLog, Kind, Outcome, PseudonymKey, SignUp,
-    SignUpEvent, Step,
+    AppendError, Appended, ConnectorName, Decision, EventLog, Kind, Outcome, Protocol,
+    PseudonymKey, SignUp, SignUpEvent, Step,
 };
 
 use crate::{
-    Answer, AnswerAfter, ConnectorSettings, OnStorageFailure, Problem,
+    AnswerAfter, ConnectorSettings, ContractSettings, OnStorageFailure, Problem,
     auth::BasicCredentials,
-    contract::{self, Call},
+    contract::{BodyKind, Call, Dialect, Received, Reply, Shape, Written},
     decide,
     metrics::{ConnectorMetrics, Metrics, Served, StorageFailure},
     trace,
@@ -119,9 +118,11 @@ impl fmt::Debug for Api {
     }
 }
 
-/// `POST /connectors/<name>/<step>`, and `POST /connectors/<name>` where the body says the step.
+/// `/connectors/<name>/<step>`, and `/connectors/<name>` where the call says the step. What follows
+/// the step, if anything, are claims.
 pub fn router(api: Api) -> Router {
     Router::new()
+        .route("/connectors/{connector}/{step}/{*claims}", any(step_and_claims_url))
         .route("/connectors/{connector}/{step}", any(step_url))
         .route("/connectors/{connector}", any(combined_url))
         .fallback(unknown_url)
@@ -134,10 +135,32 @@ async fn step_url(
     request: Request,
 ) -> Response {
     let Ok(Path((connector, step))) = path else { return unknown_url(State(api)).await };
-    match Step::ALL.into_iter().find(|known| known.as_str() == step) {
+    match step_called(&step) {
         Some(step) => answer(&api.0, &connector, Some(step), request).await,
         None => unknown_url(State(api)).await,
     }
+}
+
+async fn step_and_claims_url(
+    State(api): State<Api>,
+    path: Result<Path<(String, String, String)>, PathRejection>,
+    request: Request,
+) -> Response {
+    let Ok(Path((connector, step, _))) = path else { return unknown_url(State(api)).await };
+    match step_called(&step) {
+        Some(step) => answer(&api.0, &connector, Some(step), request).await,
+        None => unknown_url(State(api)).await,
+    }
+}
+
+fn step_called(name: &str) -> Option<Step> {
+    Step::ALL.into_iter().find(|known| known.as_str() == name)
+}
+
+/// What follows `/connectors/<name>/<step>/`, still escaped: a slash within a claim is not one
+/// between claims.
+fn after_the_step(path: &str) -> Option<&str> {
+    path.splitn(5, '/').nth(4)
 }
 
 async fn combined_url(
@@ -151,7 +174,7 @@ async fn combined_url(
 
 async fn unknown_url(State(api): State<Api>) -> Response {
     api.0.metrics.unknown_url.inc();
-    problem(ConnectorSettings::VERSION, Problem::NotFound)
+    not_found()
 }
 
 /// Takes the time, counts, and puts what was found out into HTTP.
@@ -159,24 +182,31 @@ async fn answer(api: &Inner, name: &str, url_step: Option<Step>, request: Reques
     let arrival = Instant::now();
     let Some(connector) = api.connectors.get(name) else {
         api.metrics.unknown_url.inc();
-        return problem(ConnectorSettings::VERSION, Problem::NotFound);
+        return not_found();
     };
-    let version = &connector.settings.version;
+    let dialect = connector.settings.dialect();
     let (step, served, response) = match take(api, connector, url_step, arrival, request).await {
-        Ok(Answered { step, served, outcome }) => {
-            let answer = Answer::new(version, step, &outcome);
-            (Some(step), served, json(answer.http_status(), &answer))
+        Ok(Answered { shape, served, outcome, event }) => {
+            let reply = match served {
+                Served::WithoutStorage => Reply::without_storage(&outcome),
+                _ => Reply::new(&outcome, event),
+            };
+            let written = dialect.write(&shape, &reply);
+            connector.unsaid(shape.step(), &written);
+            (Some(shape.step()), served, json(written))
         }
-        Err(it) => (url_step, Served::Problem(it), problem(version, it)),
+        Err(it) => (url_step, Served::Problem(it), problem(&dialect, it)),
     };
     connector.metrics.answered(step, served, arrival.elapsed());
     response
 }
 
 struct Answered {
-    step: Step,
+    shape: Shape,
     served: Served,
     outcome: Outcome,
+    /// The event that holds the outcome.
+    event: Option<Uuid>,
 }
 
 /// Authenticates, reads, decides, stores.
@@ -193,36 +223,60 @@ async fn take(
     request: Request,
 ) -> Result<Answered, Problem> {
     let (head, body) = request.into_parts();
-    let deadline = arrival + connector.settings.deadline;
+    let settings = &connector.settings;
+    let dialect = settings.dialect();
+    let deadline = arrival + settings.deadline;
     // The other half is for the decision and its event.
-    let body_deadline = arrival + connector.settings.deadline / 2;
+    let body_deadline = arrival + settings.deadline / 2;
 
-    expect_post(&head.method)?;
+    let path = after_the_step(head.uri.path());
+    dialect.expect_call(&head.method, path)?;
     connector.authenticate(&head.headers)?;
-    expect_json(&head.headers)?;
-    let body = read(body, connector.settings.body_bytes_max, body_deadline).await?;
-    let Call { sign_up, contradicts_url } =
-        contract::parse(&connector.settings.name, url_step, &body)?;
+    let kind = dialect.expect_body(&head.method, &head.headers)?;
+    let body = match kind {
+        BodyKind::Json | BodyKind::Form => {
+            read(body, settings.body_bytes_max, body_deadline).await?
+        }
+        BodyKind::Nothing => Bytes::new(),
+    };
+    let received = Received {
+        connector: &settings.name,
+        url_step,
+        path,
+        query: head.uri.query(),
+        headers: Some(&head.headers),
+        kind,
+        body: &body,
+    };
+    if kind == BodyKind::Nothing
+        && received.bytes_outside_the_body(&settings.contract) > settings.body_bytes_max
+    {
+        return Err(Problem::BodyTooLarge);
+    }
+    let Call { sign_up, contradicts_url, shape, tenant: _, extension: _ } =
+        dialect.read(&received)?;
     if contradicts_url {
         connector.step_contradicted(sign_up.step);
     }
 
     let decision = connector.decide(&sign_up);
-    let step = sign_up.step;
-    if Kind::of(step, &decision.outcome).is_none() {
+    if Kind::of(sign_up.step, &decision.outcome).is_none() {
         // Called at every sign-in: there is nothing to tell anybody, and so nothing to wait for.
         let outcome = decision.outcome;
-        return Ok(Answered { step, served: Served::from(&outcome), outcome });
+        return Ok(Answered { shape, served: Served::from(&outcome), outcome, event: None });
     }
 
     let unless_stored = connector.unless_stored(&decision.outcome);
     let event = event(&api.key, sign_up, decision, trace::parent(&head.headers));
     Ok(match store(api, connector, event, deadline).await {
-        Ok(outcome) => Answered { step, served: Served::from(&outcome), outcome },
+        Ok(event) => {
+            let outcome = event.decision.outcome;
+            Answered { shape, served: Served::from(&outcome), outcome, event: Some(event.id) }
+        }
         Err(failure) => {
             connector.metrics.storage_failed(failure);
             let (served, outcome) = unless_stored;
-            Answered { step, served, outcome }
+            Answered { shape, served, outcome, event: None }
         }
     })
 }
@@ -241,13 +295,14 @@ fn event(
     SignUpEvent { traceparent, ..event }
 }
 
-/// Stores the event and says what to answer: its decision or, for a repeated call, the first one.
+/// Stores the event and hands back the one to answer from: itself or, for a repeated call, the
+/// first one.
 async fn store(
     api: &Inner,
     connector: &Connector,
     event: SignUpEvent,
     deadline: Instant,
-) -> Result<Outcome, StorageFailure> {
+) -> Result<SignUpEvent, StorageFailure> {
     let appended = append(api, event, deadline).await;
     let appended = match (appended, &connector.settings.answer_after) {
         (Ok(appended), AnswerAfter::Stream(stream)) => {
@@ -273,7 +328,7 @@ async fn store(
         repeated = duplicate,
         "answering a sign-up"
     );
-    Ok(event.decision.outcome)
+    Ok(event)
 }
 
 /// Appends on a task of its own: a platform that hangs up, or a deadline, ends the waiting for an
@@ -370,8 +425,30 @@ impl Connector {
             warn!(
                 connector = %self.settings.name,
                 %step,
-                "a call to the URL of one step names another in its body; the URL holds, and from \
-                 now on this is only counted"
+                "a call to the URL of one step names another; this one holds, and from now on \
+                 this is only counted"
+            );
+        }
+    }
+
+    fn unsaid(&self, step: Step, written: &Written) {
+        if written.unsaid.claims > 0
+            && self.metrics.claims_unsaid(written.unsaid.claims as u64) == 0
+        {
+            warn!(
+                connector = %self.settings.name,
+                %step,
+                claims = written.unsaid.claims,
+                "claims that rules set cannot be said in this dialect, or not with the type that \
+                 the platform wants; they are left out, and from now on this is only counted"
+            );
+        }
+        if written.unsaid.refusal && self.metrics.refusals_unsaid.inc() == 0 {
+            warn!(
+                connector = %self.settings.name,
+                %step,
+                "a rule refuses at a step where this dialect cannot turn anybody away; the person \
+                 goes on, and from now on this is only counted"
             );
         }
     }
@@ -384,21 +461,6 @@ impl Connector {
             }
             OnStorageFailure::LetThrough => (Served::LetThrough, decided.clone()),
         }
-    }
-}
-
-fn expect_post(method: &Method) -> Result<(), Problem> {
-    if method == Method::POST { Ok(()) } else { Err(Problem::MethodNotAllowed) }
-}
-
-/// `application/json`, with whatever parameters.
-fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let essence = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.as_bytes().split(|byte| *byte == b';').next());
-    match essence {
-        Some(essence) if essence.trim_ascii().eq_ignore_ascii_case(b"application/json") => Ok(()),
-        _ => Err(Problem::NotJsonContentType),
     }
 }
 
@@ -427,29 +489,14 @@ async fn discard(body: Body, deadline: Instant) {
     let _ = timeout_at(deadline, async { while let Some(Ok(_)) = body.frame().await {} }).await;
 }
 
-/// What a call gets that never became a sign-up. It names no action: an answer with one would be
-/// shown to the person as if it were a decision.
-fn problem(version: &str, problem: Problem) -> Response {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Body<'a> {
-        version: &'a str,
-        status: u16,
-        code: &'a str,
-        user_message: &'a str,
-    }
-    let body = Body {
-        version,
-        status: problem.status().as_u16(),
-        code: problem.code(),
-        user_message: problem.message(),
-    };
-    let mut response = json(problem.status(), &body);
+/// What a call gets that never became a sign-up, with the headers that go with it.
+fn problem(dialect: &Dialect<'_>, problem: Problem) -> Response {
+    let mut response = json(dialect.write_problem(problem));
     let header: Option<(HeaderName, &'static str)> = match problem {
         Problem::Unauthorized => {
             Some((header::WWW_AUTHENTICATE, r#"Basic realm="vestibule", charset="UTF-8""#))
         }
-        Problem::MethodNotAllowed => Some((header::ALLOW, "POST")),
+        Problem::MethodNotAllowed => Some((header::ALLOW, dialect.allowed_methods())),
         // What is left of the body would be taken for the next call.
         Problem::BodyTooSlow | Problem::BodyTooLarge => Some((header::CONNECTION, "close")),
         _ => None,
@@ -460,10 +507,19 @@ fn problem(version: &str, problem: Problem) -> Response {
     response
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    let body = serde_json::to_vec(body).expect("text keys and JSON values always serialise");
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
+/// To whoever calls nothing of ours, in the words of the oldest dialect.
+fn not_found() -> Response {
+    let dialect = Dialect {
+        protocol: Protocol::ApiConnector,
+        version: ConnectorSettings::VERSION,
+        settings: &ContractSettings::default(),
+    };
+    problem(&dialect, Problem::NotFound)
+}
+
+fn json(written: Written) -> Response {
+    let mut response = Response::new(Body::from(written.body));
+    *response.status_mut() = written.status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

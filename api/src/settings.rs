@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use vestibule_events::{ConnectorName, Protocol};
 
-use crate::{BasicCredential, Rules};
+use crate::{BasicCredential, Rules, contract::Dialect};
 
 /// One endpoint that a platform calls.
 #[derive(Debug)]
@@ -24,6 +24,7 @@ pub struct ConnectorSettings {
     /// The `version` that every answer carries; platforms treat it as free text.
     pub version: String,
     pub answer_after: AnswerAfter,
+    pub contract: ContractSettings,
 }
 
 impl ConnectorSettings {
@@ -44,8 +45,38 @@ impl ConnectorSettings {
             on_storage_failure: OnStorageFailure::default(),
             version: Self::VERSION.to_owned(),
             answer_after: AnswerAfter::default(),
+            contract: ContractSettings::default(),
         }
     }
+
+    /// How this connector speaks.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect<'_> {
+        Dialect { protocol: self.protocol, version: &self.version, settings: &self.contract }
+    }
+}
+
+/// What can be said in more than one way, or is not the same everywhere. Each part concerns the
+/// protocol it names and no other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContractSettings {
+    /// `custom-policy`: the HTTP status of a refusal.
+    pub error_status: ErrorStatus,
+    /// `custom-policy`: the claims that a policy with `SendClaimsIn` `Header` sends, as rules are
+    /// to call them; the case does not matter in headers. No other header is read.
+    pub claim_headers: Vec<String>,
+    /// `custom-extension`: the title of a block page; without one the platform's own.
+    pub block_title: Option<String>,
+}
+
+/// The HTTP status of a refusal in a custom policy. The body says 409 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ErrorStatus {
+    /// 409, which every version of the platform understands.
+    #[default]
+    Conflict,
+    /// 400, for a gateway between that makes something else of a 409.
+    BadRequest,
 }
 
 /// What a person is told whose event could not be stored in time.

@@ -5,7 +5,7 @@ use std::{fs, io::Write, path::Path, sync::Arc};
 use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
 use secrecy::{ExposeSecret, SecretString};
-use vestibule_api::{AnswerAfter, BasicCredential, ConnectorSettings};
+use vestibule_api::{AnswerAfter, BasicCredential, ConnectorSettings, ContractSettings};
 use vestibule_events::{
     JetStream, JetStreamConfig, LocalLog, LocalLogConfig, NatsCredentials, PseudonymKey, Retention,
     Role, relay,
@@ -157,6 +157,7 @@ pub(crate) fn connector(
         on_storage_failure: connector.on_storage_failure,
         version: connector.version,
         answer_after,
+        contract: ContractSettings::default(),
     })
 }
 

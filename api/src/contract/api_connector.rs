@@ -8,9 +8,12 @@ use std::fmt;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use vestibule_events::{Claims, ConnectorName, Email, Identity, Outcome, Protocol, SignUp, Step};
+use vestibule_events::{Email, Outcome, Protocol, SignUp, Step};
 
-use super::Problem;
+use super::{
+    Call, Problem, Received, Shape,
+    claims::{self, step_named, take_identities, take_text, use_one_surname},
+};
 
 /// An answer as it stands on the wire.
 ///
@@ -82,29 +85,15 @@ impl fmt::Debug for Answer {
     }
 }
 
-/// A call, read.
-#[derive(Debug)]
-pub(crate) struct Call {
-    pub(crate) sign_up: SignUp,
-    /// The body names another step than the URL. The URL holds: somebody chose it, whereas the
-    /// documents do not even agree on what the body says.
-    pub(crate) contradicts_url: bool,
-}
-
 /// Reads a call to the URL of a step, or to the connector's own where the body says the step.
-pub(crate) fn parse(
-    connector: &ConnectorName,
-    url_step: Option<Step>,
-    body: &[u8],
-) -> Result<Call, Problem> {
-    let body: Value = serde_json::from_slice(body).map_err(|_| Problem::NotJson)?;
-    if is_deeper_than(LEVELS_MAX, &body) {
-        return Err(Problem::NotJson);
-    }
-    let Value::Object(mut claims) = body else { return Err(Problem::NotAnObject) };
+///
+/// Where the two differ the URL holds: somebody chose it, whereas the documents do not even agree
+/// on what the body says.
+pub(super) fn read(received: &Received<'_>) -> Result<Call, Problem> {
+    let mut claims = claims::object(received.body)?;
     let named = take_text(&mut claims, "step");
     let body_step = named.as_deref().map(step_named);
-    let step = match (url_step, body_step) {
+    let step = match (received.url_step, body_step) {
         (Some(step), _) => step,
         (None, Some(Some(step))) => step,
         (None, Some(None)) => return Err(Problem::UnknownStep),
@@ -113,8 +102,11 @@ pub(crate) fn parse(
     use_one_surname(&mut claims);
     Ok(Call {
         contradicts_url: body_step.is_some_and(|named| named != Some(step)),
+        shape: Shape::plain(step),
+        tenant: None,
+        extension: None,
         sign_up: SignUp {
-            connector: connector.clone(),
+            connector: received.connector.clone(),
             protocol: Protocol::ApiConnector,
             step,
             email: take_text(&mut claims, "email").map(Email::new),
@@ -122,91 +114,12 @@ pub(crate) fn parse(
             client: take_text(&mut claims, "client_id")
                 .or_else(|| take_text(&mut claims, "clientId")),
             locale: take_text(&mut claims, "ui_locales"),
-            ip: None,
             object_id: take_text(&mut claims, "objectId"),
             correlation_id: None,
+            ip: None,
             claims,
         },
     })
-}
-
-/// How deeply a body may be nested. The event holds the claims some levels further down, and once
-/// more in its decision; whatever reads events stops at 128 levels, so a call that uses them up
-/// would become an event that nobody can read.
-const LEVELS_MAX: usize = 64;
-
-fn is_deeper_than(levels: usize, value: &Value) -> bool {
-    let inner_is_deeper = |value| is_deeper_than(levels - 1, value);
-    match value {
-        Value::Array(values) => levels == 0 || values.iter().any(inner_is_deeper),
-        Value::Object(members) => levels == 0 || members.values().any(inner_is_deeper),
-        _ => false,
-    }
-}
-
-/// The token step has two names, on two pages of the same documentation.
-fn step_named(name: &str) -> Option<Step> {
-    const NAMES: [(&str, Step); 4] = [
-        ("PostFederationSignup", Step::AfterFederation),
-        ("PostAttributeCollection", Step::BeforeCreate),
-        ("PreTokenIssuance", Step::BeforeToken),
-        ("PreTokenApplicationClaims", Step::BeforeToken),
-    ];
-    NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name.trim())).map(|(_, step)| *step)
-}
-
-/// Takes a member that holds text; anything else stays among the claims, as does text without a
-/// single letter, which names nobody and nothing.
-fn take_text(claims: &mut Claims, name: &str) -> Option<String> {
-    match claims.get(name) {
-        Some(Value::String(text)) if !text.trim().is_empty() => {}
-        _ => return None,
-    }
-    match claims.remove(name) {
-        Some(Value::String(text)) => Some(text),
-        _ => None,
-    }
-}
-
-/// Calls the family name `surname`, whether it came as `lastName`, `surName` or `surname`.
-///
-/// Where it came twice, both stay as they are: nothing says which is right.
-fn use_one_surname(claims: &mut Claims) {
-    const NAME: &str = "surname";
-    if claims.contains_key(NAME) {
-        return;
-    }
-    let is_surname = |name: &str| name.eq_ignore_ascii_case(NAME) || name == "lastName";
-    let mut spellings = claims
-        .iter()
-        .filter(|(name, value)| value.is_string() && is_surname(name))
-        .map(|(name, _)| name.clone());
-    let (Some(spelling), None) = (spellings.next(), spellings.next()) else { return };
-    drop(spellings);
-    if let Some(surname) = claims.remove(&spelling) {
-        claims.insert(NAME.to_owned(), surname);
-    }
-}
-
-/// Takes the identities where every one of them has the three members; otherwise none, and they
-/// stay among the claims as they came.
-fn take_identities(claims: &mut Claims) -> Vec<Identity> {
-    let read = |value: &Value| {
-        let text = |name| value.get(name).and_then(Value::as_str).map(str::to_owned);
-        Some(Identity {
-            sign_in_type: text("signInType")?,
-            issuer: text("issuer")?,
-            issuer_assigned_id: text("issuerAssignedId")?,
-        })
-    };
-    let identities = claims
-        .get("identities")
-        .and_then(Value::as_array)
-        .and_then(|values| values.iter().map(read).collect::<Option<Vec<_>>>());
-    if identities.is_some() {
-        claims.remove("identities");
-    }
-    identities.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -216,11 +129,13 @@ mod tests {
     use uuid::Uuid;
     use vestibule_events::{Decision, PseudonymKey, SignUpEvent};
 
-    use super::*;
+    use super::{super::claims::LEVELS_MAX, *};
 
     fn read(body: &Value) -> SignUp {
         let name = "partners".parse().unwrap();
-        parse(&name, Some(Step::BeforeCreate), body.to_string().as_bytes()).unwrap().sign_up
+        let body = body.to_string();
+        let received = Received::json(&name, Some(Step::BeforeCreate), body.as_bytes());
+        super::read(&received).unwrap().sign_up
     }
 
     #[test]
@@ -229,7 +144,8 @@ mod tests {
             let inner = format!("{}{}", "[".repeat(levels - 1), "]".repeat(levels - 1));
             let body = format!(r#"{{"c":{inner}}}"#);
             let name = "partners".parse().unwrap();
-            parse(&name, Some(Step::BeforeCreate), body.as_bytes()).map(|call| call.sign_up)
+            let received = Received::json(&name, Some(Step::BeforeCreate), body.as_bytes());
+            super::read(&received).map(|call| call.sign_up)
         };
         assert_eq!(nested(LEVELS_MAX + 1).err(), Some(Problem::NotJson));
         assert_eq!(nested(128).err(), Some(Problem::NotJson));

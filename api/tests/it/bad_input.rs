@@ -139,8 +139,13 @@ fn statuses_and_codes_stay_what_they_are() {
             (400, "body-unreadable"),
             (400, "not-json"),
             (400, "not-an-object"),
+            (400, "not-text"),
+            (400, "not-in-pairs"),
             (400, "missing-step"),
             (400, "unknown-step"),
+            (400, "missing-event-type"),
+            (422, "event-not-answered"),
+            (400, "legacy-format"),
         ]
     );
 }

@@ -80,7 +80,7 @@ async fn nothing_personal_is_written_whatever_happens() -> anyhow::Result<()> {
         event.id.to_string(),
         event.person.to_string(),
         "a rule could not be evaluated".to_owned(),
-        "names another in its body".to_owned(),
+        "names another; this one holds".to_owned(),
         "events cannot be stored in time".to_owned(),
     ] {
         assert!(text.contains(&expected), "no {expected} in\n{text}");
