@@ -9,7 +9,8 @@ use tempfile::TempDir;
 use time::{OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 use vestibule_events::{
-    Decision, Email, Outcome, Protocol, PseudonymKey, SignUp, SignUpEvent, Step,
+    Decision, Email, Identity, Kind, Outcome, Protocol, PseudonymKey, SignUp, SignUpEvent, Step,
+    Verdict,
 };
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_testkit::Postgres;
@@ -111,7 +112,7 @@ pub(crate) fn event_with(number: u32, name: &str, claims: Value, changed: Value)
         object_id: None,
         correlation_id: None,
     };
-    let key = PseudonymKey::new(vec![7; 32]);
+    let key = key();
     let person = key.person(&sign_up);
     let fingerprint = key.fingerprint(&sign_up, &person);
     let decision = Decision::new(Outcome::Continue { claims: object(changed) });
@@ -120,6 +121,64 @@ pub(crate) fn event_with(number: u32, name: &str, claims: Value, changed: Value)
     let id = uuid::Builder::from_unix_timestamp_millis(milliseconds, &[7; 10]).into_uuid();
     SignUpEvent::decided(id, time, person, fingerprint, sign_up, decision)
         .expect("this step makes an event")
+}
+
+/// Like [`event_with`], but an approver has to say yes first.
+pub(crate) fn pending(number: u32, name: &str) -> SignUpEvent {
+    let mut event = event_with(
+        number,
+        name,
+        serde_json::json!({ "city": "london", "extension_1_Note": "a\0b", "big": u64::MAX }),
+        serde_json::json!({}),
+    );
+    let claims = serde_json::json!({ "city": "London" });
+    event.kind = Kind::Pending;
+    event.decision.outcome = Outcome::Pending {
+        message: "Please wait.".to_owned(),
+        claims: claims.as_object().cloned().unwrap_or_default(),
+    };
+    event.sign_up.identities = vec![Identity {
+        sign_in_type: "federated".to_owned(),
+        issuer: "google.com".to_owned(),
+        issuer_assigned_id: name.to_owned(),
+    }];
+    event
+}
+
+/// What `approver` decides about the request that `pending` opened, so many seconds after [`NOW`].
+pub(crate) fn reviewed(
+    number: u32,
+    pending: &SignUpEvent,
+    verdict: Verdict,
+    approver: &str,
+) -> SignUpEvent {
+    let (id, time) = (id_of(number, approver), time_of(number));
+    let reason = Some(format!("{approver} knows"));
+    SignUpEvent::reviewed(id, time, pending, verdict, approver, reason, &key())
+}
+
+pub(crate) fn expired(number: u32, pending: &SignUpEvent) -> SignUpEvent {
+    SignUpEvent::expired(id_of(number, "nobody"), time_of(number), pending, &key())
+}
+
+pub(crate) fn time_of(number: u32) -> OffsetDateTime {
+    NOW + Duration::from_secs(number.into())
+}
+
+fn key() -> PseudonymKey {
+    PseudonymKey::new(vec![7; 32])
+}
+
+/// Different for different names at the same time.
+fn id_of(number: u32, name: &str) -> Uuid {
+    let milliseconds = time_of(number).unix_timestamp_nanos() / 1_000_000;
+    let milliseconds = u64::try_from(milliseconds).expect("after 1970");
+    let hash =
+        name.bytes().fold(0_u64, |hash, byte| hash.wrapping_mul(257).wrapping_add(byte.into()));
+    let mut random = [0; 10];
+    // The first bytes share theirs with version and variant.
+    random[3..].copy_from_slice(&hash.to_be_bytes()[1..]);
+    uuid::Builder::from_unix_timestamp_millis(milliseconds, &random).into_uuid()
 }
 
 pub(crate) fn unknown_event() -> Uuid {
