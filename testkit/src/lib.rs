@@ -1,4 +1,5 @@
-//! Real servers for tests: NATS, PostgreSQL, SMTP, and our own binary as a child process.
+//! Real servers for tests: NATS, PostgreSQL, SMTP, and our own binary as a child process. Microsoft
+//! Graph, which nobody can run, has a stand-in.
 //!
 //! Each server has a temporary directory and a port of its own, so tests share nothing and run side by
 //! side. When its value is dropped the server is stopped and its directory removed; when the test
@@ -9,6 +10,7 @@
 //! (databases with tables, streams, configuration files) is its own to make.
 
 mod child;
+mod graph;
 mod nats;
 mod port;
 mod postgres;
@@ -18,6 +20,7 @@ mod tools;
 mod wait;
 mod workdir;
 
+pub use graph::{Graph, GraphCall, GraphFault, GraphRequest};
 pub use nats::Nats;
 pub use port::free_port;
 pub use postgres::Postgres;

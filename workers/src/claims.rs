@@ -52,7 +52,7 @@ impl<'a> SignUpView<'a> {
 }
 
 /// The claims as the platform will keep them: those sent, overlaid with what the decision set.
-fn claims_in_force(event: &SignUpEvent) -> Claims {
+pub(crate) fn claims_in_force(event: &SignUpEvent) -> Claims {
     let mut claims = event.sign_up.claims.clone();
     if let Some(changed) = event.decision.outcome.changed_claims() {
         claims.extend(changed.iter().map(|(name, value)| (name.clone(), value.clone())));

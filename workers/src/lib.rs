@@ -1,21 +1,29 @@
-//! The worker runtime and the built-in workers: notify, database, permissions.
+//! The worker runtime and the built-in workers: notify, database, permissions, approvals, accounts.
 //!
 //! A worker is a named consumer of the log with one effect. The runtime takes events from the
 //! log, keeps the order of each person, retries, parks and drains; a worker only says what its
 //! effect is, and whether a failure may pass. How events travel is left to the log, and what is
 //! kept is left to the store.
 
+mod accounts;
+mod approvals;
 mod claims;
 mod database;
+mod graph;
+mod http;
 mod metrics;
 mod notify;
 mod permissions;
 mod runtime;
+mod setting;
 #[cfg(test)]
 mod testing;
 mod tls;
 
+pub use accounts::{Accounts, AccountsSettings};
+pub use approvals::{Approvals, ApprovalsSettings};
 pub use database::Database;
+pub use graph::GraphSettings;
 pub use metrics::WorkerMetrics;
 pub use notify::{
     ChannelKind, ChannelSettings, Complaint, MailLogin, MailTls, Notify, NotifySettings, Recipient,
@@ -25,3 +33,4 @@ pub use permissions::{GrantRule, Permissions, PermissionsSettings, RuleError};
 pub use runtime::{
     Cause, HandleError, RetryPolicy, Task, Worker, WorkerSettings, consumer_spec, run,
 };
+pub use setting::SettingError;

@@ -18,14 +18,17 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vestibule_events::{
-    Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, Email, EventLog,
-    LocalLog, LocalLogConfig, LogError, PseudonymKey, Replay, Retention, SignUpEvent, Stored,
-    Undecodable,
+    Acknowledge, AppendError, Appended, Backlog, Claims, Consumer, ConsumerSpec, Delivery, Email,
+    EventLog, Kind, LocalLog, LocalLogConfig, LogError, Outcome, PseudonymKey, Replay, Retention,
+    SignUpEvent, Stored, Undecodable, Verdict,
 };
 use vestibule_store::{Store, StoreOptions, StoreUrl};
-use vestibule_testkit::eventually;
+use vestibule_testkit::{Graph, eventually};
 
-use crate::{HandleError, RetryPolicy, Task, Worker, WorkerMetrics, WorkerSettings, claims, run};
+use crate::{
+    GraphSettings, HandleError, RetryPolicy, Task, Worker, WorkerMetrics, WorkerSettings, claims,
+    run,
+};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
@@ -109,6 +112,34 @@ pub(crate) fn sign_up(person: &str) -> SignUpEvent {
 
 pub(crate) fn task(event: SignUpEvent) -> Task {
     Task { event, sequence: 1, attempt: 1 }
+}
+
+/// The sign-up of a person, once an approver has said yes.
+pub(crate) fn approved(person: &str) -> SignUpEvent {
+    let pending = pending(person);
+    let now = OffsetDateTime::now_utc();
+    let key = PseudonymKey::new(vec![1; 32]);
+    let reason = Some("known to us".to_owned());
+    SignUpEvent::reviewed(Uuid::now_v7(), now, &pending, Verdict::Approve, "grace", reason, &key)
+}
+
+/// The sign-up of a person that waits for an approver.
+pub(crate) fn pending(person: &str) -> SignUpEvent {
+    let mut event = sign_up(person);
+    event.kind = Kind::Pending;
+    let message = "an approver looks at it".to_owned();
+    event.decision.outcome = Outcome::Pending { message, claims: Claims::new() };
+    event
+}
+
+/// How the stand-in for Graph is reached.
+pub(crate) fn graph_settings(server: &Graph) -> GraphSettings {
+    let secret = Graph::CLIENT_SECRET.to_owned().into();
+    GraphSettings {
+        base_url: server.url(),
+        token_url: Some(server.token_url()),
+        ..GraphSettings::new(Graph::TENANT, Graph::CLIENT_ID, secret)
+    }
 }
 
 /// Settings that fail fast.

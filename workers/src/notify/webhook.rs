@@ -8,26 +8,21 @@ use std::time::Duration;
 use anyhow::anyhow;
 use reqwest::{
     Client, Response, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
-    redirect,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
-use time::{
-    OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc3339,
-    macros::format_description,
-};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::SignUpEvent;
 
 use super::{
     Fault, WebhookFormat,
     template::{Message, clip},
 };
-use crate::{Cause, HandleError, tls};
+use crate::{Cause, HandleError, http};
 
 /// Shorter than an attempt, so that a slow provider is told from a stuck worker.
 const TIMEOUT: Duration = Duration::from_secs(15);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// So much of an answer is read, only to use the connection again; the rest is not waited for.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
@@ -79,7 +74,7 @@ impl Webhook {
                 None
             }
         };
-        let client = match client() {
+        let client = match http::client(TIMEOUT) {
             Ok(client) => Some(client),
             Err(error) => {
                 faults.push(("url", format!("no HTTPS client: {:#}", anyhow::Error::from(error))));
@@ -111,17 +106,6 @@ impl Webhook {
         let _ = tokio::time::timeout(DRAIN_LIMIT, drain(answer)).await;
         verdict
     }
-}
-
-fn client() -> reqwest::Result<Client> {
-    tls::install_provider();
-    Client::builder()
-        .user_agent(concat!("vestibule/", env!("CARGO_PKG_VERSION")))
-        // A redirect would carry the message and its headers to somebody nobody configured.
-        .redirect(redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(TIMEOUT)
-        .build()
 }
 
 fn parse_headers(headers: &[(String, SecretString)], faults: &mut Vec<Fault>) -> Option<HeaderMap> {
@@ -235,22 +219,7 @@ fn judge(status: StatusCode, headers: &HeaderMap, now: OffsetDateTime) -> Result
         _ if status.is_server_error() => Cause::Unavailable,
         _ => return Err(HandleError::Park { source, cause: Cause::Refused }),
     };
-    let after = headers.get(RETRY_AFTER).and_then(|it| it.to_str().ok());
-    let after = after.and_then(|it| retry_after(it, now));
-    Err(HandleError::Retry { source, cause, after })
-}
-
-/// `Retry-After`: seconds, or the date of HTTP. What is neither is as if it were not there.
-fn retry_after(text: &str, now: OffsetDateTime) -> Option<Duration> {
-    let text = text.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let http_date = format_description!(
-        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-    );
-    let date = PrimitiveDateTime::parse(text, http_date).ok()?.assume_utc();
-    Some((date - now).try_into().unwrap_or_default())
+    Err(HandleError::Retry { source, cause, after: http::retry_after(headers, now) })
 }
 
 /// Reads what is there, so that the connection can serve again; a long answer costs it.
@@ -323,19 +292,6 @@ mod tests {
         }
         for refused in [301, 302, 307, 400, 401, 403, 404, 410, 413, 422] {
             assert_eq!(verdict(refused), Some((false, Cause::Refused)), "{refused}");
-        }
-    }
-
-    #[test]
-    fn a_pause_is_asked_for_in_seconds_or_as_a_date() {
-        let now = datetime!(2026-11-22 10:00:00 UTC);
-        let seconds = |text| retry_after(text, now).map(|it| it.as_secs());
-        assert_eq!(seconds("120"), Some(120));
-        assert_eq!(seconds(" 0 "), Some(0));
-        assert_eq!(seconds("Sun, 22 Nov 2026 10:01:30 GMT"), Some(90));
-        assert_eq!(seconds("Sun, 22 Nov 2026 09:00:00 GMT"), Some(0));
-        for nonsense in ["", "-1", "soon", "1.5", "Sun, 32 Nov 2026 09:00:00 GMT"] {
-            assert_eq!(seconds(nonsense), None, "{nonsense}");
         }
     }
 

@@ -280,6 +280,9 @@ pub enum Cause {
     Timeout,
     /// The other side asked us to slow down.
     Throttled,
+    /// The other side does not let us in, or does not permit what we ask: somebody must mend the
+    /// set-up, and no event is to blame.
+    NotPermitted,
     /// The other side, or the store, refuses this event.
     Refused,
     /// There is no usable address to send to.
@@ -302,6 +305,7 @@ impl Cause {
             Self::Unavailable => "unavailable",
             Self::Timeout => "timeout",
             Self::Throttled => "throttled",
+            Self::NotPermitted => "not-permitted",
             Self::Refused => "refused",
             Self::InvalidRecipient => "invalid-recipient",
             Self::InvalidTemplate => "invalid-template",
