@@ -26,11 +26,23 @@ struct Group {
     options: SqliteConnectOptions,
     /// `None` after a failure: the next turn opens it anew.
     connection: Option<SqliteConnection>,
-    /// The transaction that the turns are part of is open.
-    open: bool,
-    /// A turn began and has not ended; what it did must be undone before anything else happens.
-    unfinished: bool,
+    transaction: Stage,
+    /// The savepoint of a turn. One that is not ended must be undone before anything else happens.
+    turn: Stage,
     waiting: Vec<oneshot::Sender<Result<(), StoreError>>>,
+}
+
+/// How far something that begins with one statement and ends with another has come.
+///
+/// Callers give up in the middle of a statement, and then nobody knows whether it took effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Ended,
+    /// Begun or not.
+    Beginning,
+    Begun,
+    /// Ended or not.
+    Ending,
 }
 
 impl Writer {
@@ -43,8 +55,8 @@ impl Writer {
         let group = Arc::new(Mutex::new(Group {
             options,
             connection: Some(connection),
-            open: false,
-            unfinished: false,
+            transaction: Stage::Ended,
+            turn: Stage::Ended,
             waiting: Vec::new(),
         }));
         let (commit, mut wake) = mpsc::channel(1);
@@ -91,8 +103,9 @@ impl Turn {
     pub(crate) async fn commit(&mut self, limit: Duration) -> Result<(), StoreError> {
         let group = self.group();
         let connection = group.connection.as_mut().expect("a turn begins with a connection");
+        group.turn = Stage::Ending;
         within(limit, connection.execute("RELEASE turn")).await?;
-        group.unfinished = false;
+        group.turn = Stage::Ended;
         let (durable, outcome) = oneshot::channel();
         group.waiting.push(durable);
         self.hand_over();
@@ -131,19 +144,19 @@ impl Group {
         begun
     }
 
-    /// The flags are set before the statements: whoever is dropped in the middle of one cannot
-    /// know whether it took effect, and to undo what never was does no harm.
     async fn begin(&mut self, limit: Duration) -> Result<(), StoreError> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             None => self.connection.insert(within(limit, self.options.connect()).await?),
         };
-        if !self.open {
-            self.open = true;
+        if self.transaction == Stage::Ended {
+            self.transaction = Stage::Beginning;
             within(limit, connection.execute("BEGIN IMMEDIATE")).await?;
+            self.transaction = Stage::Begun;
         }
-        self.unfinished = true;
+        self.turn = Stage::Beginning;
         within(limit, connection.execute("SAVEPOINT turn")).await?;
+        self.turn = Stage::Begun;
         Ok(())
     }
 
@@ -168,32 +181,60 @@ impl Group {
     }
 
     async fn commit_open(&mut self, limit: Duration) -> Result<(), StoreError> {
-        if let Some(connection) = self.connection.as_mut().filter(|_| self.open) {
+        let open = self.transaction != Stage::Ended;
+        if let Some(connection) = self.connection.as_mut().filter(|_| open) {
+            // Only the task that commits does this, and nobody gives it up.
             within(limit, connection.execute("COMMIT")).await?;
-            self.open = false;
+            self.transaction = Stage::Ended;
         }
         Ok(())
     }
 
     async fn undo_unfinished(&mut self, limit: Duration) -> Result<(), StoreError> {
-        if let Some(connection) = self.connection.as_mut().filter(|_| self.unfinished) {
-            within(limit, connection.execute("ROLLBACK TO turn; RELEASE turn")).await?;
-            self.unfinished = false;
+        if self.transaction == Stage::Beginning {
+            // It is the first thing of a group, so there is nobody yet whom it would hurt.
+            self.close().await;
         }
+        let Some(connection) = self.connection.as_mut() else { return Ok(()) };
+        if self.turn == Stage::Ended {
+            return Ok(());
+        }
+        let in_doubt = self.turn != Stage::Begun;
+        let undone = async {
+            match connection.execute("ROLLBACK TO turn").await {
+                // The turn did nothing yet, or it was over and stays.
+                Err(error) if in_doubt && is_no_savepoint(&error) => Ok(false),
+                outcome => outcome.map(|_| true),
+            }
+        };
+        if within(limit, undone).await? {
+            self.turn = Stage::Ending;
+            within(limit, connection.execute("RELEASE turn")).await?;
+        }
+        self.turn = Stage::Ended;
         Ok(())
     }
 
     /// Gives up the whole group. SQLite may have rolled the transaction back by itself (a full
     /// disk), so nothing is assumed about the connection: closing it ends whatever was open.
     async fn fail(&mut self, error: &StoreError) {
-        if let Some(connection) = self.connection.take() {
-            let _ = connection.close_hard().await;
-        }
-        self.open = false;
-        self.unfinished = false;
+        self.close().await;
         for waiting in self.waiting.drain(..) {
             let what = format!("a commit shared with others failed: {}", error.cause());
             let _ = waiting.send(Err(StoreError::Unavailable(Cause::new(what))));
         }
     }
+
+    async fn close(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            let _ = connection.close_hard().await;
+        }
+        self.transaction = Stage::Ended;
+        self.turn = Stage::Ended;
+    }
+}
+
+fn is_no_savepoint(error: &sqlx::Error) -> bool {
+    // SQLite has no code of its own for it.
+    error.as_database_error().is_some_and(|it| it.message().starts_with("no such savepoint"))
 }
