@@ -1,4 +1,4 @@
-//! Real servers for tests: NATS, PostgreSQL, SMTP, and our own binary as a child process. Microsoft
+//! Real servers for tests: NATS, PostgreSQL, MariaDB, SMTP, and our own binary as a child process. Microsoft
 //! Graph, which nobody can run, has a stand-in.
 //!
 //! Each server has a temporary directory and a port of its own, so tests share nothing and run side by
@@ -11,6 +11,7 @@
 
 mod child;
 mod graph;
+mod mysql;
 mod nats;
 mod port;
 mod postgres;
@@ -21,6 +22,7 @@ mod wait;
 mod workdir;
 
 pub use graph::{Graph, GraphCall, GraphFault, GraphRequest};
+pub use mysql::MySql;
 pub use nats::Nats;
 pub use port::free_port;
 pub use postgres::Postgres;

@@ -46,6 +46,13 @@ pub(crate) fn postgres_bin() -> anyhow::Result<PathBuf> {
         .context("PostgreSQL was not found: run ./scripts/test, or install the PostgreSQL server (Debian: apt-get install postgresql)")
 }
 
+/// Debian keeps it where only administrators look for programs.
+pub(crate) fn mariadbd() -> anyhow::Result<PathBuf> {
+    on_path("mariadbd")
+        .or_else(|| Some(PathBuf::from("/usr/sbin/mariadbd")).filter(|file| file.is_file()))
+        .context("mariadbd was not found: run ./scripts/test, or install the MariaDB server (Debian: apt-get install mariadb-server-core)")
+}
+
 /// A Python that can import aiosmtpd is the caller's hope: the child says so if it cannot.
 pub(crate) fn python() -> anyhow::Result<PathBuf> {
     on_path("python3")
