@@ -6,6 +6,7 @@
 //! afterwards is the log's business: nothing here waits for a worker, a broker or a database.
 
 mod admin;
+mod approvals;
 mod auth;
 mod contract;
 mod decide;
@@ -16,13 +17,33 @@ mod settings;
 mod trace;
 
 pub use admin::{Check, Readiness, ReadinessReport, Status, admin_router};
-pub use auth::BasicCredential;
+pub use approvals::{ApprovalDesk, DeskError, approvals_router, publish_decisions};
+pub use auth::{
+    BearerSettings, BearerSettingsError, BearerVerifier, CertificateEncoding, CertificateSettings,
+    CertificateSettingsError, CertificateSource, Credential, CredentialKind, DistinguishedName,
+    FetchError, ForwardedCertificate, NameError, NamePair, Network, NetworkError, Thumbprint,
+    ThumbprintError,
+};
+/// Names of headers stand in settings.
+pub use axum::http::HeaderName;
 pub use contract::{
     Action, Answer, AttributeKind, BodyKind, Call, Dialect, ExtensionAction, ExtensionAnswer,
     PolicyError, Problem, Received, Reply, Shape, Unsaid, Written,
 };
-pub use decide::{Expression, OnError, RuleError, RuleOutcome, RuleSettings, Rules, decide};
-pub use serve::{ServerLimits, serve};
+pub use decide::lists::{
+    EntryFault, FileStamp, List, ListError, ListFault, ListSettings, ListSource, Place,
+};
+pub use decide::lookups::{
+    AnswerFrom, BreakerSettings, CacheSettings, DatabaseUrl, DatabaseUrlError, Fetched, HttpMethod,
+    HttpSettings, ListMetrics, Lookup, LookupError, LookupFailure, LookupMetrics, LookupSettings,
+    LookupSource, SettingFault, SqlFault,
+};
+pub use decide::{
+    ApprovalSettings, Approvals, Decider, Expression, LookupWithArguments, MessageError,
+    MessageGap, Messages, OnError, Question, ReferenceData, RuleError, RuleOutcome, RuleSettings,
+    Rules, Standing, Text, Unreachable,
+};
+pub use serve::{Connection, ServerLimits, Tls, TlsError, TlsSettings, serve, serve_tls};
 pub use server::{Api, DuplicateConnector, router};
 pub use settings::{
     AnswerAfter, ConnectorSettings, ContractSettings, Durable, ErrorStatus, OnStorageFailure,

@@ -12,12 +12,13 @@ use std::{
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
-use vestibule_events::{ConnectorName, Outcome, Step};
+use time::OffsetDateTime;
+use vestibule_events::{ConnectorName, Mode, Outcome, Step};
 
-use crate::{BasicCredential, Problem, Rules, auth::Denied};
+use crate::{Credential, Problem, Rules, auth::Denied};
 
 /// Fine where answers are expected, coarse where the deadline is near.
 const SECONDS: [f64; 20] = [
@@ -142,6 +143,13 @@ struct RuleLabels {
     rule: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabels {
+    connector: String,
+    rule: String,
+    mode: &'static str,
+}
+
 /// Every family, and the counters that belong to no connector.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -149,9 +157,12 @@ pub(crate) struct Metrics {
     seconds: Seconds,
     denied: Family<CauseLabels, Counter>,
     credential_uses: Family<CredentialLabels, Counter>,
+    credential_last_used: Family<CredentialLabels, Gauge>,
     repeated: Family<ConnectorLabels, Counter>,
     storage_failures: Family<CauseLabels, Counter>,
+    rule_matches: Family<ModeLabels, Counter>,
     rule_failures: Family<RuleLabels, Counter>,
+    standing_unknown: Family<ConnectorLabels, Counter>,
     step_contradictions: Family<ConnectorLabels, Counter>,
     claims_unsaid: Family<ConnectorLabels, Counter>,
     refusals_unsaid: Family<ConnectorLabels, Counter>,
@@ -168,9 +179,12 @@ impl Metrics {
             seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             denied: Family::default(),
             credential_uses: Family::default(),
+            credential_last_used: Family::default(),
             repeated: Family::default(),
             storage_failures: Family::default(),
+            rule_matches: Family::default(),
             rule_failures: Family::default(),
+            standing_unknown: Family::default(),
             step_contradictions: Family::default(),
             claims_unsaid: Family::default(),
             refusals_unsaid: Family::default(),
@@ -197,6 +211,12 @@ impl Metrics {
             "Calls by the credential they came with",
             it.credential_uses.clone(),
         );
+        registry.register_with_unit(
+            "vestibule_connector_credential_last_used",
+            "When a call last came with the credential, as Unix time; 0 if not since the start",
+            Unit::Seconds,
+            it.credential_last_used.clone(),
+        );
         registry.register(
             "vestibule_connector_repeated",
             "Repeated calls that got their first answer again",
@@ -206,6 +226,16 @@ impl Metrics {
             "vestibule_connector_storage_failures",
             "Calls whose event was not known to be stored when the answer was due",
             it.storage_failures.clone(),
+        );
+        registry.register(
+            "vestibule_connector_rule_matches",
+            "Rules whose condition held, by the mode that they have",
+            it.rule_matches.clone(),
+        );
+        registry.register(
+            "vestibule_connector_standing_unknown",
+            "Calls that could not learn in time whether somebody was approved or denied before",
+            it.standing_unknown.clone(),
         );
         registry.register(
             "vestibule_connector_rule_failures",
@@ -243,11 +273,11 @@ pub(crate) struct ConnectorMetrics {
     /// By step (the last is for calls whose step never became known) and answer. Made at first
     /// use: most pairs never occur.
     answers: [[OnceLock<(Counter, Histogram)>; Served::COUNT]; Step::ALL.len() + 1],
-    denied: [Counter; 3],
-    credential_uses: Vec<Counter>,
+    denied: [OnceLock<Counter>; Denied::ALL.len()],
+    credentials: Vec<(Counter, Gauge)>,
     pub(crate) repeated: Counter,
     storage_failures: [Counter; StorageFailure::ALL.len()],
-    rule_failures: Vec<Counter>,
+    pub(crate) standing_unknown: Counter,
     pub(crate) step_contradictions: Counter,
     claims_unsaid: Counter,
     pub(crate) refusals_unsaid: Counter,
@@ -257,33 +287,39 @@ impl ConnectorMetrics {
     pub(crate) fn new(
         metrics: Arc<Metrics>,
         connector: &ConnectorName,
-        credentials: &[BasicCredential],
-        rules: &Rules,
+        credentials: &[Credential],
     ) -> Self {
         let connector = connector.as_str().to_owned();
         let by_connector = ConnectorLabels { connector: connector.clone() };
         let by_cause = |cause| CauseLabels { connector: connector.clone(), cause };
-        let by_credential = |it: &BasicCredential| CredentialLabels {
+        let denied = array::from_fn(|_| OnceLock::new());
+        // Of every kind of credential; the other causes show once they occur.
+        for (place, cause) in Denied::ALL.into_iter().enumerate().take(3) {
+            let counter = metrics.denied.get_or_create_owned(&by_cause(cause.as_str()));
+            denied[place].get_or_init(|| counter);
+        }
+        let by_credential = |it: &Credential| CredentialLabels {
             connector: connector.clone(),
             credential: it.name.clone(),
         };
-        let by_rule =
-            |rule: &str| RuleLabels { connector: connector.clone(), rule: rule.to_owned() };
         Self {
             answers: array::from_fn(|_| array::from_fn(|_| OnceLock::new())),
-            denied: DENIED.map(|(_, cause)| metrics.denied.get_or_create_owned(&by_cause(cause))),
-            credential_uses: credentials
+            denied,
+            credentials: credentials
                 .iter()
-                .map(|it| metrics.credential_uses.get_or_create_owned(&by_credential(it)))
+                .map(by_credential)
+                .map(|labels| {
+                    (
+                        metrics.credential_uses.get_or_create_owned(&labels),
+                        metrics.credential_last_used.get_or_create_owned(&labels),
+                    )
+                })
                 .collect(),
             repeated: metrics.repeated.get_or_create_owned(&by_connector),
             storage_failures: StorageFailure::ALL.map(|cause| {
                 metrics.storage_failures.get_or_create_owned(&by_cause(cause.as_str()))
             }),
-            rule_failures: rules
-                .names()
-                .map(|rule| metrics.rule_failures.get_or_create_owned(&by_rule(rule)))
-                .collect(),
+            standing_unknown: metrics.standing_unknown.get_or_create_owned(&by_connector),
             step_contradictions: metrics.step_contradictions.get_or_create_owned(&by_connector),
             claims_unsaid: metrics.claims_unsaid.get_or_create_owned(&by_connector),
             refusals_unsaid: metrics.refusals_unsaid.get_or_create_owned(&by_connector),
@@ -312,13 +348,23 @@ impl ConnectorMetrics {
     }
 
     pub(crate) fn denied(&self, denied: Denied) {
-        if let Some(place) = DENIED.iter().position(|(it, _)| *it == denied) {
-            self.denied[place].inc();
-        }
+        let place = Denied::ALL.iter().position(|it| *it == denied).expect("ALL holds every one");
+        let counter = self.denied[place].get_or_init(|| {
+            let connector = self.connector.clone();
+            let labels = CauseLabels { connector, cause: denied.as_str() };
+            self.metrics.denied.get_or_create_owned(&labels)
+        });
+        counter.inc();
     }
 
-    pub(crate) fn credential_used(&self, place: usize) {
-        self.credential_uses[place].inc();
+    pub(crate) fn credential_used(&self, place: usize, now: OffsetDateTime) {
+        let (uses, last_used) = &self.credentials[place];
+        uses.inc();
+        // Read first: many calls come in one second, and a write by each would have the cores fight
+        // for the line.
+        if last_used.get() != now.unix_timestamp() {
+            last_used.set(now.unix_timestamp());
+        }
     }
 
     pub(crate) fn storage_failed(&self, failure: StorageFailure) {
@@ -332,14 +378,40 @@ impl ConnectorMetrics {
         self.claims_unsaid.inc_by(claims)
     }
 
-    /// Counts, and says whether this rule never failed before.
-    pub(crate) fn rule_failed(&self, place: usize) -> bool {
-        self.rule_failures[place].inc() == 0
+    /// The counters of rules that are put into force.
+    pub(crate) fn of_rules(&self, rules: &Rules) -> RuleMetrics {
+        let counters = |(rule, mode): (&str, Mode)| {
+            let (connector, rule) = (self.connector.clone(), rule.to_owned());
+            let failures = RuleLabels { connector: connector.clone(), rule: rule.clone() };
+            let matches = ModeLabels { connector, rule, mode: mode.as_str() };
+            RuleCounters {
+                matches: self.metrics.rule_matches.get_or_create_owned(&matches),
+                failures: self.metrics.rule_failures.get_or_create_owned(&failures),
+            }
+        };
+        RuleMetrics(rules.modes().map(counters).collect())
     }
 }
 
-const DENIED: [(Denied, &str); 3] =
-    [(Denied::Missing, "missing"), (Denied::Malformed, "malformed"), (Denied::Wrong, "wrong")];
+/// The counters of a connector's rules, by their places.
+pub(crate) struct RuleMetrics(Vec<RuleCounters>);
+
+struct RuleCounters {
+    matches: Counter,
+    failures: Counter,
+}
+
+impl RuleMetrics {
+    /// Counts, and says whether this rule never held before.
+    pub(crate) fn matched(&self, place: usize) -> bool {
+        self.0[place].matches.inc() == 0
+    }
+
+    /// Counts, and says whether this rule never failed before.
+    pub(crate) fn failed(&self, place: usize) -> bool {
+        self.0[place].failures.inc() == 0
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -13,11 +13,12 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use axum::{
     Router,
     body::{Body, Bytes, HttpBody as _},
     extract::{Path, Request, State, rejection::PathRejection},
-    http::{HeaderMap, HeaderName, HeaderValue, header},
+    http::{HeaderName, HeaderValue, header, request::Parts},
     response::Response,
     routing::any,
 };
@@ -31,16 +32,16 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 use vestibule_events::{
-    AppendError, Appended, ConnectorName, Decision, EventLog, Kind, Outcome, Protocol,
-    PseudonymKey, SignUp, SignUpEvent, Step,
+    AppendError, Appended, ConnectorName, Decision, EventLog, Kind, Mode, Outcome, Person,
+    Protocol, PseudonymKey, Reason, SignUp, SignUpEvent, Step, expression::Failure,
 };
 
 use crate::{
     AnswerAfter, ConnectorSettings, ContractSettings, OnStorageFailure, Problem,
-    auth::BasicCredentials,
+    auth::{Authenticated, Caller, Credentials, Denied},
     contract::{BodyKind, Call, Dialect, Received, Reply, Shape, Written},
-    decide,
-    metrics::{ConnectorMetrics, Metrics, Served, StorageFailure},
+    decide::{Decided, Decider, Happened, Question},
+    metrics::{ConnectorMetrics, Metrics, RuleMetrics, Served, StorageFailure},
     trace,
 };
 
@@ -62,8 +63,16 @@ struct Inner {
 /// A connector's settings, ready to use.
 struct Connector {
     settings: ConnectorSettings,
-    credentials: BasicCredentials,
+    credentials: Credentials,
+    challenges: Vec<HeaderValue>,
     metrics: ConnectorMetrics,
+    /// What is in force now; the settings say what it was at the start.
+    deciding: ArcSwap<Deciding>,
+}
+
+struct Deciding {
+    decider: Decider,
+    metrics: RuleMetrics,
 }
 
 /// At some 3 KB each, so many events waiting for a disk that hangs cost 30 MB.
@@ -86,14 +95,17 @@ impl Api {
         let mut by_name = HashMap::new();
         for settings in connectors {
             let name = settings.name.clone();
+            let credentials = Credentials::new(&settings.credentials);
+            let counters =
+                ConnectorMetrics::new(Arc::clone(&metrics), &name, &settings.credentials);
             let connector = Connector {
-                credentials: BasicCredentials::new(&settings.credentials),
-                metrics: ConnectorMetrics::new(
-                    Arc::clone(&metrics),
-                    &settings.name,
-                    &settings.credentials,
-                    &settings.rules,
-                ),
+                challenges: credentials.challenges(),
+                credentials,
+                deciding: ArcSwap::from_pointee(Deciding {
+                    metrics: counters.of_rules(&settings.decider.rules),
+                    decider: settings.decider.clone(),
+                }),
+                metrics: counters,
                 settings,
             };
             if by_name.insert(name.as_str().to_owned(), connector).is_some() {
@@ -108,6 +120,15 @@ impl Api {
             appends: Arc::new(Semaphore::new(APPENDS_MAX)),
             storage_fails: AtomicBool::new(false),
         })))
+    }
+
+    /// Has a connector decide by something else from now on; calls in progress go on as they began.
+    /// Says whether there is such a connector.
+    pub fn decide_by(&self, connector: &ConnectorName, decider: Decider) -> bool {
+        let Some(connector) = self.0.connectors.get(connector.as_str()) else { return false };
+        let metrics = connector.metrics.of_rules(&decider.rules);
+        connector.deciding.store(Arc::new(Deciding { decider, metrics }));
+        true
     }
 }
 
@@ -195,7 +216,15 @@ async fn answer(api: &Inner, name: &str, url_step: Option<Step>, request: Reques
             connector.unsaid(shape.step(), &written);
             (Some(shape.step()), served, json(written))
         }
-        Err(it) => (url_step, Served::Problem(it), problem(&dialect, it)),
+        Err(it) => {
+            let mut response = problem(&dialect, it);
+            if it == Problem::Unauthorized {
+                for challenge in &connector.challenges {
+                    response.headers_mut().append(header::WWW_AUTHENTICATE, challenge.clone());
+                }
+            }
+            (url_step, Served::Problem(it), response)
+        }
     };
     connector.metrics.answered(step, served, arrival.elapsed());
     response
@@ -231,7 +260,7 @@ async fn take(
 
     let path = after_the_step(head.uri.path());
     dialect.expect_call(&head.method, path)?;
-    connector.authenticate(&head.headers)?;
+    let caller = connector.authenticate(&head)?;
     let kind = dialect.expect_body(&head.method, &head.headers)?;
     let body = match kind {
         BodyKind::Json | BodyKind::Form => {
@@ -253,13 +282,16 @@ async fn take(
     {
         return Err(Problem::BodyTooLarge);
     }
-    let Call { sign_up, contradicts_url, shape, tenant: _, extension: _ } =
-        dialect.read(&received)?;
+    let Call { sign_up, contradicts_url, shape, tenant, extension } = dialect.read(&received)?;
+    connector.expect_origin(&caller, tenant.as_deref(), extension.as_deref())?;
     if contradicts_url {
         connector.step_contradicted(sign_up.step);
     }
 
-    let decision = connector.decide(&sign_up);
+    let person = api.key.person(&sign_up);
+    // What is left of the time is for the event.
+    let decision_deadline = arrival + settings.deadline * 3 / 4;
+    let decision = connector.decide(&sign_up, &person, decision_deadline).await;
     if Kind::of(sign_up.step, &decision.outcome).is_none() {
         // Called at every sign-in: there is nothing to tell anybody, and so nothing to wait for.
         let outcome = decision.outcome;
@@ -267,7 +299,7 @@ async fn take(
     }
 
     let unless_stored = connector.unless_stored(&decision.outcome);
-    let event = event(&api.key, sign_up, decision, trace::parent(&head.headers));
+    let event = event(&api.key, person, sign_up, decision, trace::parent(&head.headers));
     Ok(match store(api, connector, event, deadline).await {
         Ok(event) => {
             let outcome = event.decision.outcome;
@@ -283,11 +315,11 @@ async fn take(
 
 fn event(
     key: &PseudonymKey,
+    person: Person,
     sign_up: SignUp,
     decision: Decision,
     traceparent: Option<String>,
 ) -> SignUpEvent {
-    let person = key.person(&sign_up);
     let fingerprint = key.fingerprint(&sign_up, &person);
     let now = OffsetDateTime::now_utc();
     let event = SignUpEvent::decided(Uuid::now_v7(), now, person, fingerprint, sign_up, decision)
@@ -392,11 +424,16 @@ impl Inner {
 }
 
 impl Connector {
-    fn authenticate(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        match self.credentials.authenticate(headers) {
-            Ok(place) => {
-                self.metrics.credential_used(place);
-                Ok(())
+    fn authenticate(&self, head: &Parts) -> Result<Authenticated, Problem> {
+        let caller = Caller {
+            headers: &head.headers,
+            connection: head.extensions.get(),
+            now: OffsetDateTime::now_utc(),
+        };
+        match self.credentials.authenticate(&caller) {
+            Ok(authenticated) => {
+                self.metrics.credential_used(authenticated.place, caller.now);
+                Ok(authenticated)
             }
             Err(denied) => {
                 self.metrics.denied(denied);
@@ -405,19 +442,69 @@ impl Connector {
         }
     }
 
-    fn decide(&self, sign_up: &SignUp) -> Decision {
-        let rules = &self.settings.rules;
-        decide::evaluate(rules, sign_up, |place, failure| {
-            if self.metrics.rule_failed(place) {
+    /// A token of one tenant does not speak for another, and where tenants or extensions are
+    /// named, only they may call (contract 5.6).
+    fn expect_origin(
+        &self,
+        caller: &Authenticated,
+        tenant: Option<&str>,
+        extension: Option<&str>,
+    ) -> Result<(), Problem> {
+        let named = |allowed: &[String], given: Option<&str>| {
+            allowed.is_empty()
+                || given.is_some_and(|it| allowed.iter().any(|one| one.eq_ignore_ascii_case(it)))
+        };
+        let same = match (&caller.tenant, tenant) {
+            (Some(of_token), Some(of_call)) => of_token.eq_ignore_ascii_case(of_call),
+            _ => true,
+        };
+        let ConnectorSettings { tenants, extensions, .. } = &self.settings;
+        if same && named(tenants, tenant) && named(extensions, extension) {
+            return Ok(());
+        }
+        self.metrics.denied(Denied::Origin);
+        Err(Problem::Unauthorized)
+    }
+
+    async fn decide(&self, sign_up: &SignUp, person: &Person, deadline: Instant) -> Decision {
+        let deciding = self.deciding.load_full();
+        let question = Question { sign_up, person, deadline, now: None };
+        let Decided { decision, happened, standing_unknown } =
+            deciding.decider.decided(question).await;
+        for (Happened { place, failure }, reason) in happened.iter().zip(&decision.reasons) {
+            self.count(&deciding.metrics, *place, *failure, reason);
+        }
+        if standing_unknown && self.metrics.standing_unknown.inc() == 0 {
+            warn!(
+                connector = %self.settings.name,
+                "could not learn in time whether somebody was approved or denied before; they are \
+                 asked to wait for an approval, and from now on this is only counted"
+            );
+        }
+        decision
+    }
+
+    fn count(&self, rules: &RuleMetrics, place: usize, failure: Option<Failure>, reason: &Reason) {
+        let Some(failure) = failure else {
+            if rules.matched(place) && reason.mode == Mode::Warn {
                 warn!(
                     connector = %self.settings.name,
-                    rule = rules.names().nth(place),
-                    cause = failure.as_str(),
-                    "a rule could not be evaluated and its on_error was applied; from now on \
-                     this is only counted"
+                    rule = reason.rule,
+                    would = reason.effect.as_str(),
+                    "a rule in warn mode holds; from now on this is only counted"
                 );
             }
-        })
+            return;
+        };
+        if rules.failed(place) {
+            warn!(
+                connector = %self.settings.name,
+                rule = reason.rule,
+                cause = failure.as_str(),
+                "a rule could not be evaluated and its on_error was applied; from now on this is \
+                 only counted"
+            );
+        }
     }
 
     fn step_contradicted(&self, step: Step) {
@@ -493,9 +580,6 @@ async fn discard(body: Body, deadline: Instant) {
 fn problem(dialect: &Dialect<'_>, problem: Problem) -> Response {
     let mut response = json(dialect.write_problem(problem));
     let header: Option<(HeaderName, &'static str)> = match problem {
-        Problem::Unauthorized => {
-            Some((header::WWW_AUTHENTICATE, r#"Basic realm="vestibule", charset="UTF-8""#))
-        }
         Problem::MethodNotAllowed => Some((header::ALLOW, dialect.allowed_methods())),
         // What is left of the body would be taken for the next call.
         Problem::BodyTooSlow | Problem::BodyTooLarge => Some((header::CONNECTION, "close")),

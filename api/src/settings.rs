@@ -5,17 +5,20 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use vestibule_events::{ConnectorName, Protocol};
 
-use crate::{BasicCredential, Rules, contract::Dialect};
+use crate::{Credential, Decider, contract::Dialect};
 
 /// One endpoint that a platform calls.
 #[derive(Debug)]
 pub struct ConnectorSettings {
     pub name: ConnectorName,
     pub protocol: Protocol,
-    /// All of them are valid, so that a password can be changed without an interruption. With none,
+    /// All of them are valid, so that one can be changed without an interruption. With none,
     /// every call is turned away.
-    pub credentials: Vec<BasicCredential>,
-    pub rules: Rules,
+    pub credentials: Vec<Credential>,
+    pub decider: Decider,
+    /// `custom-extension`: the tenants and the extensions that may call; empty lets all in.
+    pub tenants: Vec<String>,
+    pub extensions: Vec<String>,
     /// Within so much time of its arrival every call has its answer.
     pub deadline: Duration,
     /// A longer body is refused.
@@ -39,7 +42,9 @@ impl ConnectorSettings {
             name,
             protocol: Protocol::ApiConnector,
             credentials: Vec::new(),
-            rules: Rules::default(),
+            decider: Decider::default(),
+            tenants: Vec::new(),
+            extensions: Vec::new(),
             deadline: Self::DEADLINE,
             body_bytes_max: Self::BODY_BYTES_MAX,
             on_storage_failure: OnStorageFailure::default(),

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 use vestibule_api::{OnError, RuleOutcome, RuleSettings};
 use vestibule_events::{
-    Decision, Email, Outcome, Protocol, PseudonymKey, SignUp, SignUpEvent, Step,
+    Decision, Email, Mode, Outcome, Protocol, PseudonymKey, SignUp, SignUpEvent, Step,
 };
 
 pub(crate) const CONNECTOR: &str = "partners";
@@ -103,6 +103,7 @@ pub(crate) fn rules() -> Vec<RuleSettings> {
         when: when.to_owned(),
         outcome,
         on_error: OnError::Continue,
+        mode: Mode::Enforce,
     };
     vec![
         rule(
@@ -142,7 +143,10 @@ pub(crate) fn rules() -> Vec<RuleSettings> {
 
 #[cfg(test)]
 mod tests {
-    use vestibule_api::{Rules, decide};
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+    use vestibule_api::{Decider, Question, Rules};
 
     use super::*;
 
@@ -164,10 +168,17 @@ mod tests {
         assert!(!String::from_utf8(first).unwrap().contains('#'));
     }
 
-    #[test]
-    fn all_rules_run_for_the_sample_and_none_takes_hold() {
+    #[tokio::test]
+    async fn all_rules_run_for_the_sample_and_none_takes_hold() {
         let rules = Rules::compile(rules()).unwrap();
-        let decision = decide(&rules, &event(&key(), 1).sign_up);
+        let event = event(&key(), 1);
+        let question = Question {
+            sign_up: &event.sign_up,
+            person: &event.person,
+            deadline: Instant::now() + Duration::from_secs(60),
+            now: None,
+        };
+        let decision = Decider::new(rules).decide(question).await;
         assert_eq!(decision.outcome, Outcome::unchanged());
         assert!(decision.reasons.is_empty(), "{:?}", decision.reasons);
     }

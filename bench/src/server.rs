@@ -19,7 +19,9 @@ use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, runtime::Builder};
 use tokio_util::sync::CancellationToken;
-use vestibule_api::{Api, BasicCredential, ConnectorSettings, Rules, ServerLimits, router, serve};
+use vestibule_api::{
+    Api, ConnectorSettings, Credential, CredentialKind, Decider, Rules, ServerLimits, router, serve,
+};
 use vestibule_events::{LocalLog, LocalLogConfig, Retention};
 
 use crate::{cli::RuntimeKind, sample};
@@ -223,13 +225,18 @@ async fn connector(
     let log = LocalLog::open(local_log(folder, Retention::For(RETENTION))).await?;
     let name = sample::CONNECTOR.parse()?;
     let rules = Rules::compile(rules).map_err(|errors| anyhow!("bad rules: {errors:?}"))?;
-    let credential = BasicCredential {
+    let credential = Credential {
         name: sample::USER.to_owned(),
-        user: sample::USER.to_owned(),
-        password: sample::PASSWORD.into(),
+        kind: CredentialKind::Basic {
+            user: sample::USER.to_owned(),
+            password: sample::PASSWORD.into(),
+        },
     };
-    let settings =
-        ConnectorSettings { credentials: vec![credential], rules, ..ConnectorSettings::new(name) };
+    let settings = ConnectorSettings {
+        credentials: vec![credential],
+        decider: Decider::new(rules),
+        ..ConnectorSettings::new(name)
+    };
     let mut registry = Registry::default();
     log.register(&mut registry);
     let key = Arc::new(sample::key());

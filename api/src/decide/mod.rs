@@ -1,82 +1,301 @@
-//! What is decided about a sign-up: rules in order, the first refusal is the answer.
+//! What is decided about a sign-up: rules in order, the first that ends it is the answer.
 //!
-//! Pure: a decision depends on the rules and the sign-up and on nothing else, and always comes,
-//! whatever the platform sent. A rule that cannot be evaluated has its own policy for that. What
-//! the answer looks like on the wire is left to `contract`.
+//! A decision always comes, whatever the platform sent and whatever is down: it depends on the
+//! rules, the sign-up, and where rules ask for them on lists, lookups and approvals, each within its
+//! limit. A rule that cannot be evaluated has its own policy for that. Nothing here writes anything;
+//! what the answer looks like on the wire is left to `contract`.
 
+mod approvals;
+pub(crate) mod lists;
+pub(crate) mod lookups;
+mod messages;
+mod reference;
 mod rules;
 
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as Clock},
+};
+
+use time::OffsetDateTime;
+use tokio::time::Instant;
 use vestibule_events::{
-    Claims, Decision, Effect, Mode, Outcome, Reason, SignUp,
+    Claims, Decision, Effect, Mode, Outcome, Person, Reason, SignUp, Step,
     expression::{Facts, Failure},
 };
 
-pub use self::rules::{Expression, OnError, RuleError, RuleOutcome, RuleSettings, Rules};
-use self::rules::{Rule, Verdict};
+pub use self::{
+    approvals::{ApprovalSettings, Approvals, Standing},
+    messages::{MessageError, MessageGap, Messages, Text},
+    reference::{LookupWithArguments, ReferenceData},
+    rules::{Expression, OnError, RuleError, RuleOutcome, RuleSettings, Rules, Unreachable},
+};
+use self::{
+    reference::Gathered,
+    rules::{Fallback, Rule, Verdict},
+};
 
-/// Decides: the rules of this step in their order, until one turns the sign-up away.
-///
-/// A claim that one rule sets is what the rules after it see.
-#[must_use]
-pub fn decide(rules: &Rules, sign_up: &SignUp) -> Decision {
-    evaluate(rules, sign_up, |_, _| {})
+/// All that a connector decides by; cheap to clone. A reload puts another in its place.
+#[derive(Clone, Debug, Default)]
+pub struct Decider {
+    pub rules: Arc<Rules>,
+    pub reference: Arc<ReferenceData>,
+    /// Who knows how people stand. Without it whoever needs an approval is asked about anew.
+    pub approvals: Option<Arc<ApprovalSettings>>,
 }
 
-/// Decides, and tells which rule could not be evaluated and why, for counting.
-pub(crate) fn evaluate(
-    rules: &Rules,
-    sign_up: &SignUp,
-    mut failed: impl FnMut(usize, Failure),
-) -> Decision {
-    let mut changed = Claims::new();
-    let mut reasons = Vec::new();
-    for (index, rule) in rules.at(sign_up.step) {
-        let verdict = judge(rule, &Facts::new(sign_up, &changed));
-        let (effect, refusal) = match verdict {
-            Ok(None) => continue,
-            Ok(Some(Verdict::Set(claims))) => {
-                changed.extend(claims);
-                (Effect::Set, None)
+/// Who asks, and until when.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    pub sign_up: &'a SignUp,
+    pub person: &'a Person,
+    /// What has to be waited for counts as failed then.
+    pub deadline: Instant,
+    /// The time that rules go by: of the call, where a past one is decided again.
+    pub now: Option<OffsetDateTime>,
+}
+
+/// A decision, and what is to be counted of it.
+#[derive(Debug)]
+pub(crate) struct Decided {
+    pub(crate) decision: Decision,
+    /// One for each reason, in the same order.
+    pub(crate) happened: Vec<Happened>,
+    /// It could not be learned in time whether the person was approved or denied before.
+    pub(crate) standing_unknown: bool,
+}
+
+/// What a rule did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Happened {
+    /// The rule's place in the list.
+    pub(crate) place: usize,
+    pub(crate) failure: Option<Failure>,
+}
+
+impl Decider {
+    /// Decides by rules alone.
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
+        Self { rules: Arc::new(rules), ..Self::default() }
+    }
+
+    /// Decides: the rules of this step in their order, until one ends the sign-up.
+    ///
+    /// A claim that one rule sets is what the rules after it see.
+    pub async fn decide(&self, question: Question<'_>) -> Decision {
+        self.decided(question).await.decision
+    }
+
+    pub(crate) async fn decided(&self, question: Question<'_>) -> Decided {
+        let mut course = Course {
+            decider: self,
+            question,
+            changed: Claims::new(),
+            gathered: Gathered::new(&self.reference),
+            reasons: Vec::new(),
+            happened: Vec::new(),
+            standing_unknown: false,
+        };
+        let end = match course.standing_before_the_form().await {
+            Some(end) => Some(end),
+            None => course.rules().await,
+        };
+        course.finish(end)
+    }
+}
+
+/// One decision while it is made.
+struct Course<'a> {
+    decider: &'a Decider,
+    question: Question<'a>,
+    changed: Claims,
+    gathered: Gathered<'a>,
+    reasons: Vec<Reason>,
+    happened: Vec<Happened>,
+    standing_unknown: bool,
+}
+
+/// How a sign-up ends before the last rule.
+enum End {
+    Accept,
+    Reject { message: String, field: Option<String> },
+    Block { message: String },
+    Pending { message: String },
+}
+
+impl Course<'_> {
+    /// Where rules may ask for approval, nobody fills in the form only to hear that they wait
+    /// already, or that the answer was no.
+    async fn standing_before_the_form(&mut self) -> Option<End> {
+        if self.question.sign_up.step != Step::AfterFederation {
+            return None;
+        }
+        let decider = self.decider;
+        let (place, rule) = decider.rules.first_for_approval()?;
+        let began = Clock::now();
+        let (effect, end) = match self.standing().await? {
+            Standing::Pending => {
+                let message = self.tell(rule.approval_message()?);
+                (Effect::AlreadyPending, End::Pending { message })
             }
-            Ok(Some(Verdict::Reject { message, field })) => {
-                (Effect::Reject, Some(Outcome::Reject { message, field }))
-            }
-            Ok(Some(Verdict::Block { message })) => {
-                (Effect::Block, Some(Outcome::Block { message }))
-            }
-            Err(failure) => {
-                failed(index, failure);
-                match rule.on_error.clone() {
-                    OnError::Continue => (Effect::Failed, None),
-                    OnError::Reject { message } => {
-                        (Effect::FailedReject, Some(Outcome::Reject { message, field: None }))
-                    }
-                    OnError::Block { message } => {
-                        (Effect::FailedBlock, Some(Outcome::Block { message }))
-                    }
+            Standing::Denied { .. } => (Effect::Denied, self.denied()),
+            Standing::None | Standing::Approved => return None,
+        };
+        self.note(place, rule, effect, None, began.elapsed());
+        Some(end)
+    }
+
+    async fn rules(&mut self) -> Option<End> {
+        let decider = self.decider;
+        let mut began = Clock::now();
+        for (place, rule) in decider.rules.at(self.question.sign_up.step) {
+            let verdict = self.judge(rule).await;
+            let failure = verdict.as_ref().err().copied();
+            let happened = match verdict {
+                Ok(None) => None,
+                Ok(Some(verdict)) => Some(self.follow(verdict, rule.mode).await),
+                Err(_) => Some(self.fall_back(&rule.on_error)),
+            };
+            let now = Clock::now();
+            if let Some((effect, end)) = happened {
+                self.note(place, rule, effect, failure, now - began);
+                if end.is_some() && rule.mode == Mode::Enforce {
+                    return end;
                 }
             }
-        };
-        let (mode, took_us) = (Mode::Enforce, 0);
-        reasons.push(Reason { rule: rule.name.clone(), effect, mode, took_us });
-        if let Some(outcome) = refusal {
-            return Decision { outcome, reasons, lookups: Vec::new() };
+            began = now;
+        }
+        None
+    }
+
+    /// What one rule says: nothing, where its condition does not hold. A lookup is asked where the
+    /// rule turns out to need it, and not before.
+    async fn judge<'r>(&mut self, rule: &'r Rule) -> Result<Option<Verdict<'r>>, Failure> {
+        loop {
+            let facts = self.facts().with_sources(&self.gathered);
+            let verdict = match rule.when.holds(&facts) {
+                Ok(true) => rule.outcome.verdict(&facts).map(Some),
+                Ok(false) => Ok(None),
+                Err(failure) => Err(failure),
+            };
+            match verdict {
+                Err(Failure::Lookup) => {
+                    let Some(wanted) = self.gathered.wanted(&self.facts()) else { return verdict };
+                    self.gathered.ask(wanted, self.question.deadline).await;
+                }
+                verdict => return verdict,
+            }
         }
     }
-    // The platform is told what is to change, not what is already so.
-    changed.retain(|name, value| sign_up.claims.get(name) != Some(value));
-    Decision { outcome: Outcome::Continue { claims: changed }, reasons, lookups: Vec::new() }
-}
 
-/// What one rule says: nothing, where its condition does not hold.
-fn judge(rule: &Rule, facts: &Facts<'_>) -> Result<Option<Verdict>, Failure> {
-    if rule.when.holds(facts)? { rule.outcome.verdict(facts).map(Some) } else { Ok(None) }
+    fn facts(&self) -> Facts<'_> {
+        let facts = Facts::new(self.question.sign_up, &self.changed);
+        self.question.now.map_or(facts, |now| facts.at(now))
+    }
+
+    /// Does what a rule says or, where it is not enforced, only finds out what it would do.
+    async fn follow(&mut self, verdict: Verdict<'_>, mode: Mode) -> (Effect, Option<End>) {
+        match verdict {
+            Verdict::Set(claims) => {
+                if mode == Mode::Enforce {
+                    self.changed.extend(claims);
+                }
+                (Effect::Set, None)
+            }
+            Verdict::Reject { message, field } => {
+                let (message, field) = (self.tell(message), field.map(str::to_owned));
+                (Effect::Reject, Some(End::Reject { message, field }))
+            }
+            Verdict::Block { message } => {
+                (Effect::Block, Some(End::Block { message: self.tell(message) }))
+            }
+            Verdict::Accept => (Effect::Accept, Some(End::Accept)),
+            Verdict::RequireApproval { message } => {
+                let pending = |it: &Self| Some(End::Pending { message: it.tell(message) });
+                if mode != Mode::Enforce {
+                    return (Effect::RequireApproval, None);
+                }
+                match self.standing().await {
+                    None | Some(Standing::None) => (Effect::RequireApproval, pending(self)),
+                    Some(Standing::Pending) => (Effect::AlreadyPending, pending(self)),
+                    Some(Standing::Approved) => (Effect::Approved, None),
+                    Some(Standing::Denied { .. }) => (Effect::Denied, Some(self.denied())),
+                }
+            }
+        }
+    }
+
+    fn fall_back(&self, policy: &Fallback) -> (Effect, Option<End>) {
+        match policy {
+            Fallback::Continue => (Effect::Failed, None),
+            Fallback::Reject { message } => {
+                let message = self.tell(message);
+                (Effect::FailedReject, Some(End::Reject { message, field: None }))
+            }
+            Fallback::Block { message } => {
+                (Effect::FailedBlock, Some(End::Block { message: self.tell(message) }))
+            }
+        }
+    }
+
+    /// How the person stands; `None` where that cannot be learned in time.
+    async fn standing(&mut self) -> Option<Standing> {
+        let approvals = self.decider.approvals.as_ref()?;
+        let Question { sign_up, person, deadline, .. } = self.question;
+        let standing = approvals.standing(person, &sign_up.connector, deadline).await;
+        self.standing_unknown |= standing.is_none();
+        standing
+    }
+
+    fn denied(&self) -> End {
+        let denied = self.decider.approvals.as_ref().map(|it| self.tell(&it.denied));
+        End::Block { message: denied.unwrap_or_else(|| ApprovalSettings::DENIED.to_owned()) }
+    }
+
+    fn tell(&self, text: &Text) -> String {
+        text.for_locale(self.question.sign_up.locale.as_deref()).to_owned()
+    }
+
+    fn note(
+        &mut self,
+        place: usize,
+        rule: &Rule,
+        effect: Effect,
+        failure: Option<Failure>,
+        took: Duration,
+    ) {
+        let took_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        self.reasons.push(Reason { rule: rule.name.clone(), effect, mode: rule.mode, took_us });
+        self.happened.push(Happened { place, failure });
+    }
+
+    fn finish(self, end: Option<End>) -> Decided {
+        let mut claims = self.changed;
+        // The platform is told what is to change, not what is already so.
+        claims.retain(|name, value| self.question.sign_up.claims.get(name) != Some(value));
+        let outcome = match end {
+            None | Some(End::Accept) => Outcome::Continue { claims },
+            Some(End::Pending { message }) => Outcome::Pending { message, claims },
+            Some(End::Reject { message, field }) => Outcome::Reject { message, field },
+            Some(End::Block { message }) => Outcome::Block { message },
+        };
+        let (reasons, lookups) = (self.reasons, self.gathered.reasons());
+        Decided {
+            decision: Decision { outcome, reasons, lookups },
+            happened: self.happened,
+            standing_unknown: self.standing_unknown,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use serde_json::{Value, json};
-    use vestibule_events::{Email, Identity, Protocol, Step};
+    use vestibule_events::{
+        ConnectorName, Email, Identity, Protocol, PseudonymKey, Step, expression::Known,
+    };
 
     use super::*;
 
@@ -120,6 +339,7 @@ mod tests {
             when: when.into(),
             outcome: RuleOutcome::Block { message: "no".into() },
             on_error: OnError::Continue,
+            mode: Mode::Enforce,
         }
     }
 
@@ -130,7 +350,15 @@ mod tests {
     }
 
     fn decided(rules: Vec<RuleSettings>, sign_up: &SignUp) -> Decision {
-        decide(&Rules::compile(rules).unwrap(), sign_up)
+        decided_by(&Decider::new(Rules::compile(rules).unwrap()), sign_up).decision
+    }
+
+    /// Without lookups there is nothing to wait for.
+    fn decided_by(decider: &Decider, sign_up: &SignUp) -> Decided {
+        let person = PseudonymKey::new(vec![7; 32]).person(sign_up);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let question = Question { sign_up, person: &person, deadline, now: None };
+        decider.decided(question).now_or_never().expect("it waits for nothing")
     }
 
     fn changed(decision: &Decision) -> Value {
@@ -146,7 +374,7 @@ mod tests {
 
     #[test]
     fn without_rules_everybody_goes_on_unchanged() {
-        let decision = decide(&Rules::default(), &london());
+        let decision = decided(vec![], &london());
         assert_eq!(decision, Decision::new(Outcome::unchanged()));
     }
 
@@ -212,9 +440,8 @@ mod tests {
     #[test]
     fn a_rule_runs_at_its_steps_only() {
         let rule = RuleSettings { steps: vec![Step::AfterFederation], ..block_when("true") };
-        let rules = Rules::compile(vec![rule]).unwrap();
         for step in Step::ALL {
-            let decision = decide(&rules, &SignUp { step, ..london() });
+            let decision = decided(vec![rule.clone()], &SignUp { step, ..london() });
             let expected = if step == Step::AfterFederation { "block" } else { "continue" };
             assert_eq!(decision.outcome.as_str(), expected, "{step}");
         }
@@ -235,12 +462,12 @@ mod tests {
             ] {
                 let rule = RuleSettings { on_error, ..block_when(when) };
                 let rules = Rules::compile(vec![block_when("false"), rule]).unwrap();
-                let mut failures = Vec::new();
-                let decision =
-                    evaluate(&rules, &london(), |place, cause| failures.push((place, cause)));
+                let Decided { decision, happened, .. } =
+                    decided_by(&Decider::new(rules), &london());
                 assert_eq!(effects(&decision), [(when, effect)], "{when}");
                 assert_eq!(decision.outcome.as_str(), outcome, "{when}");
-                assert_eq!(failures, [(1, cause)], "{when}");
+                let happened_there = Happened { place: 1, failure: Some(cause) };
+                assert_eq!(happened, [happened_there], "{when}");
             }
         }
     }
@@ -288,5 +515,147 @@ mod tests {
         ]
         .map(|(index, expression, line, column)| (index, expression.to_owned(), line, column));
         assert_eq!(found, expected, "{errors:#?}");
+    }
+
+    #[test]
+    fn a_rule_that_is_not_enforced_is_only_a_reason() {
+        for mode in [Mode::Warn, Mode::Audit] {
+            let decision = decided(
+                vec![
+                    RuleSettings { mode, ..set("set", "true", &[("city", "'Paris'")]) },
+                    RuleSettings { mode, ..block_when("true") },
+                    RuleSettings { mode, outcome: RuleOutcome::Accept, ..block_when("1 == 1") },
+                    RuleSettings {
+                        mode,
+                        on_error: OnError::Block { message: "m".into() },
+                        ..block_when("signup.claims.town == ''")
+                    },
+                    set("seen", "signup.claims.city == 'London'", &[("seen", "true")]),
+                ],
+                &london(),
+            );
+            assert_eq!(changed(&decision), json!({ "seen": true }));
+            let reasons: Vec<_> = decision.reasons.iter().map(|it| (it.effect, it.mode)).collect();
+            let expected = [
+                (Effect::Set, mode),
+                (Effect::Block, mode),
+                (Effect::Accept, mode),
+                (Effect::FailedBlock, mode),
+                (Effect::Set, Mode::Enforce),
+            ];
+            assert_eq!(reasons, expected);
+        }
+    }
+
+    #[test]
+    fn a_rule_that_accepts_is_the_last_to_run() {
+        let accept = RuleSettings { outcome: RuleOutcome::Accept, ..block_when("1 == 1") };
+        let rules = vec![set("city", "true", &[("city", "'Paris'")]), accept, block_when("true")];
+        let decision = decided(rules, &london());
+        assert_eq!(effects(&decision), [("city", Effect::Set), ("1 == 1", Effect::Accept)]);
+        assert_eq!(changed(&decision), json!({ "city": "Paris" }));
+    }
+
+    #[derive(Debug)]
+    struct Stands(Option<Standing>);
+
+    #[async_trait::async_trait]
+    impl Approvals for Stands {
+        async fn standing(&self, _: &Person, _: &ConnectorName) -> Option<Standing> {
+            self.0
+        }
+    }
+
+    fn asking(standing: Option<Standing>, reapply_after: Option<Duration>) -> Decider {
+        let message = "message:wait".to_owned();
+        let ask = RuleSettings {
+            name: "ask".into(),
+            outcome: RuleOutcome::RequireApproval { message },
+            ..block_when("signup.step == 'before-create'")
+        };
+        let languages = [("en", "Please wait."), ("de", "Bitte warten.")]
+            .map(|(tag, text)| (tag.to_owned(), [("wait".to_owned(), text.to_owned())].into()));
+        let messages = Messages::new("en", &languages.into()).unwrap();
+        let upper = set("upper", "true", &[("city", "'LONDON'")]);
+        let rules = Rules::compile_with(vec![upper, ask], &Known::default(), &messages).unwrap();
+        let approvals = ApprovalSettings {
+            approvals: Arc::new(Stands(standing)),
+            time_limit: Duration::from_secs(1),
+            reapply_after,
+            denied: Text::plain("Denied."),
+        };
+        Decider { approvals: Some(Arc::new(approvals)), ..Decider::new(rules) }
+    }
+
+    #[tokio::test]
+    async fn who_needs_an_approval_is_told_how_they_stand() {
+        let ago = |duration| OffsetDateTime::now_utc() - duration;
+        let hour = Duration::from_secs(3600);
+        let denied = Some(Standing::Denied { at: ago(hour) });
+        let german = SignUp { locale: Some("de-AT".into()), ..london() };
+        // How they stand; when they may ask again; what that makes of both steps.
+        for (standing, reapply_after, at_the_end, before_the_form) in [
+            (Some(Standing::None), None, ("pending", Effect::RequireApproval), None),
+            (None, None, ("pending", Effect::RequireApproval), None),
+            (
+                Some(Standing::Pending),
+                None,
+                ("pending", Effect::AlreadyPending),
+                Some(("pending", Effect::AlreadyPending)),
+            ),
+            (Some(Standing::Approved), None, ("continue", Effect::Approved), None),
+            (denied, None, ("block", Effect::Denied), Some(("block", Effect::Denied))),
+            (denied, Some(2 * hour), ("block", Effect::Denied), Some(("block", Effect::Denied))),
+            (denied, Some(hour / 2), ("pending", Effect::RequireApproval), None),
+        ] {
+            let decider = asking(standing, reapply_after);
+            let ends = |decision: &Decision| {
+                let last = decision.reasons.last().map(|it| it.effect);
+                (decision.outcome.as_str(), last)
+            };
+            let end = decided_by(&decider, &german);
+            assert_eq!(ends(&end.decision), (at_the_end.0, Some(at_the_end.1)), "{standing:?}");
+            assert_eq!(end.standing_unknown, standing.is_none());
+            if let Outcome::Pending { message, claims } = &end.decision.outcome {
+                assert_eq!(message, "Bitte warten.");
+                assert_eq!(claims["city"], "LONDON", "for the account that may be made");
+            }
+            let early = SignUp { step: Step::AfterFederation, ..german.clone() };
+            let early = decided_by(&decider, &early).decision;
+            match before_the_form {
+                Some((outcome, effect)) => {
+                    assert_eq!(ends(&early), (outcome, Some(effect)), "{standing:?}");
+                    assert_eq!(early.reasons.len(), 1, "no rule ran before");
+                }
+                None => assert_eq!(ends(&early), ("continue", Some(Effect::Set)), "{standing:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_that_nothing_comes_to_is_found() {
+        let accept = |when: &str| RuleSettings { outcome: RuleOutcome::Accept, ..block_when(when) };
+        let at = |steps: &[Step], rule: RuleSettings| RuleSettings { steps: steps.into(), ..rule };
+        let early = Step::AfterFederation;
+        let late = Step::BeforeCreate;
+        let unreachable = |rules| {
+            let found = Rules::compile(rules).unwrap().unreachable();
+            found.into_iter().map(|it| it.index).collect::<Vec<_>>()
+        };
+        let named = |name: &str, rule: RuleSettings| RuleSettings { name: name.into(), ..rule };
+        let asks = "signup.claims.a == 1";
+        assert!(unreachable(vec![block_when(asks), set("s", "true", &[("a", "1")])]).is_empty());
+        assert_eq!(unreachable(vec![block_when("false")]), [0]);
+        assert_eq!(unreachable(vec![accept("true"), block_when(asks)]), [1]);
+        assert_eq!(unreachable(vec![at(&[early], accept("true")), block_when(asks)]), [0; 0]);
+        let two = vec![
+            at(&[early], accept("true")),
+            at(&[late], accept("1 == 1")),
+            at(&[early, late], block_when(asks)),
+        ];
+        assert_eq!(unreachable(two), [2]);
+        assert_eq!(unreachable(vec![block_when(asks), named("again", block_when(asks))]), [1]);
+        let audit = RuleSettings { mode: Mode::Audit, ..accept("true") };
+        assert!(unreachable(vec![audit, block_when(asks)]).is_empty());
     }
 }

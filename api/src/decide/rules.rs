@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use vestibule_events::{
-    Claims, Step,
-    expression::{ClaimValue, Condition, Facts, Failure, Fault},
+    Claims, Mode, Step,
+    expression::{ClaimValue, Condition, Facts, Failure, Fault, Known},
 };
+
+use super::{Messages, Text};
 
 /// One rule as the configuration says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,9 +21,10 @@ pub struct RuleSettings {
     pub when: String,
     pub outcome: RuleOutcome,
     pub on_error: OnError,
+    pub mode: Mode,
 }
 
-/// What follows where the condition holds.
+/// What follows where the condition holds. A message is what it says or `message:KEY`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuleOutcome {
     /// Claims get the values of these CEL expressions; all of them or, where one fails, none.
@@ -30,6 +33,10 @@ pub enum RuleOutcome {
     Reject { message: String, field: Option<String> },
     /// The sign-up ends here.
     Block { message: String },
+    /// The sign-up goes on, and no further rule runs.
+    Accept,
+    /// An approver has to say yes first.
+    RequireApproval { message: String },
 }
 
 /// What to do where a rule cannot be evaluated.
@@ -67,6 +74,8 @@ pub enum Expression {
     When,
     /// The value of this claim.
     Claim(String),
+    /// What the person is told.
+    Message,
 }
 
 impl std::fmt::Display for Expression {
@@ -75,6 +84,7 @@ impl std::fmt::Display for Expression {
             Self::Name => f.write_str("name"),
             Self::When => f.write_str("when"),
             Self::Claim(claim) => write!(f, "set.{claim}"),
+            Self::Message => f.write_str("message"),
         }
     }
 }
@@ -89,24 +99,46 @@ pub struct Rules {
 pub(super) struct Rule {
     pub(super) name: String,
     steps: Vec<Step>,
+    /// The condition as it is written.
+    source: String,
     pub(super) when: Condition,
     pub(super) outcome: Outcome,
-    pub(super) on_error: OnError,
+    pub(super) on_error: Fallback,
+    pub(super) mode: Mode,
 }
 
 #[derive(Debug)]
 pub(super) enum Outcome {
     Set(Vec<(String, ClaimValue)>),
-    Reject { message: String, field: Option<String> },
-    Block { message: String },
+    Reject { message: Text, field: Option<String> },
+    Block { message: Text },
+    Accept,
+    RequireApproval { message: Text },
+}
+
+impl Outcome {
+    /// Whether no rule after it runs.
+    const fn ends(&self) -> bool {
+        !matches!(self, Self::Set(_))
+    }
+}
+
+/// [`OnError`] with its text found.
+#[derive(Debug)]
+pub(super) enum Fallback {
+    Continue,
+    Reject { message: Text },
+    Block { message: Text },
 }
 
 /// An outcome with its expressions evaluated.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum Verdict<'a> {
     Set(Claims),
-    Reject { message: String, field: Option<String> },
-    Block { message: String },
+    Reject { message: &'a Text, field: Option<&'a str> },
+    Block { message: &'a Text },
+    Accept,
+    RequireApproval { message: &'a Text },
 }
 
 /// Names that mean something else in an answer, or that say who the person is.
@@ -125,19 +157,30 @@ const NOT_CLAIMS: [&str; 11] = [
 ];
 
 impl Rules {
-    /// Compiles all of them, or says everything that is wrong with any.
+    /// Compiles rules that need no lists, lookups and messages.
     pub fn compile(settings: Vec<RuleSettings>) -> Result<Self, Vec<RuleError>> {
+        Self::compile_with(settings, &Known::default(), &Messages::default())
+    }
+
+    /// Compiles all of them, or says everything that is wrong with any. `known` are the lists and
+    /// lookups that they may name.
+    pub fn compile_with(
+        settings: Vec<RuleSettings>,
+        known: &Known,
+        messages: &Messages,
+    ) -> Result<Self, Vec<RuleError>> {
         let mut errors = Vec::new();
         let mut names = std::collections::HashSet::new();
         let mut rules = Vec::with_capacity(settings.len());
         for (index, rule) in settings.into_iter().enumerate() {
-            let mut complaints = Complaints { index, rule: rule.name.clone(), errors: &mut errors };
+            let mut complaints =
+                Complaints { index, rule: rule.name.clone(), messages, errors: &mut errors };
             if rule.name.is_empty() {
                 complaints.about(Expression::Name, "a rule needs a name: it stands in events");
             } else if !names.insert(rule.name.clone()) {
                 complaints.about(Expression::Name, "another rule has this name already");
             }
-            rules.extend(compile(rule, &mut complaints));
+            rules.extend(compile(rule, known, &mut complaints));
         }
         if errors.is_empty() { Ok(Self { rules }) } else { Err(errors) }
     }
@@ -152,6 +195,60 @@ impl Rules {
         self.rules.iter().map(|rule| rule.name.as_str())
     }
 
+    /// The names with the modes, in the order in which the rules run.
+    pub(crate) fn modes(&self) -> impl ExactSizeIterator<Item = (&str, Mode)> {
+        self.rules.iter().map(|rule| (rule.name.as_str(), rule.mode))
+    }
+
+    /// The first rule that may ask for approval.
+    pub(super) fn first_for_approval(&self) -> Option<(usize, &Rule)> {
+        let asks = |rule: &Rule| {
+            rule.mode == Mode::Enforce && matches!(rule.outcome, Outcome::RequireApproval { .. })
+        };
+        self.rules.iter().enumerate().find(|(_, rule)| asks(rule))
+    }
+
+    /// Whether any rule may ask for approval, so that somebody has to know how people stand.
+    #[must_use]
+    pub fn ask_for_approval(&self) -> bool {
+        self.first_for_approval().is_some()
+    }
+
+    /// Rules that can never have an effect, each with the reason.
+    #[must_use]
+    pub fn unreachable(&self) -> Vec<Unreachable> {
+        let mut found = Vec::new();
+        for (index, rule) in self.rules.iter().enumerate() {
+            let steps = rule.steps();
+            let ends_before = |step: &Step| {
+                self.rules[..index].iter().find(|earlier| {
+                    earlier.mode == Mode::Enforce
+                        && earlier.outcome.ends()
+                        && earlier.steps().contains(step)
+                        && (earlier.when.constant() == Some(true) || earlier.source == rule.source)
+                })
+            };
+            let because = if rule.when.constant() == Some(false) {
+                Some("its condition never holds".to_owned())
+            } else {
+                let ends: Option<Vec<_>> = steps.iter().map(ends_before).collect();
+                ends.and_then(|ends| {
+                    let first = ends.first()?;
+                    Some(format!(
+                        "`{}` ends every sign-up before it comes to this rule",
+                        first.name
+                    ))
+                })
+            };
+            found.extend(because.map(|because| Unreachable {
+                index,
+                rule: rule.name.clone(),
+                because,
+            }));
+        }
+        found
+    }
+
     /// The rules of a step with their places in the list.
     pub(super) fn at(&self, step: Step) -> impl Iterator<Item = (usize, &Rule)> {
         self.rules
@@ -161,10 +258,43 @@ impl Rules {
     }
 }
 
-fn compile(rule: RuleSettings, complaints: &mut Complaints<'_>) -> Option<Rule> {
-    let RuleSettings { name, steps, when, outcome, on_error } = rule;
-    // Both are compiled before either is given up, so that all complaints come at once.
-    let when = complaints.compiled(Expression::When, Condition::compile(&when));
+impl Rule {
+    /// What somebody is told who waits for an approver.
+    pub(super) const fn approval_message(&self) -> Option<&Text> {
+        match &self.outcome {
+            Outcome::RequireApproval { message } => Some(message),
+            _ => None,
+        }
+    }
+
+    /// Where it runs.
+    fn steps(&self) -> &[Step] {
+        if self.steps.is_empty() { &Step::ALL } else { &self.steps }
+    }
+}
+
+/// A rule that can never have an effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreachable {
+    /// Place in the list, from 0.
+    pub index: usize,
+    pub rule: String,
+    pub because: String,
+}
+
+fn compile(rule: RuleSettings, known: &Known, complaints: &mut Complaints<'_>) -> Option<Rule> {
+    let RuleSettings { name, steps, when: source, outcome, on_error, mode } = rule;
+    // All is compiled before any of it is given up, so that all complaints come at once.
+    let when = complaints.compiled(Expression::When, Condition::compile_with(&source, known));
+    let on_error = match on_error {
+        OnError::Continue => Some(Fallback::Continue),
+        OnError::Reject { message } => {
+            complaints.text(&message).map(|message| Fallback::Reject { message })
+        }
+        OnError::Block { message } => {
+            complaints.text(&message).map(|message| Fallback::Block { message })
+        }
+    };
     let outcome = match outcome {
         RuleOutcome::Set { claims } => {
             if claims.is_empty() {
@@ -178,20 +308,29 @@ fn compile(rule: RuleSettings, complaints: &mut Complaints<'_>) -> Option<Rule> 
                         complaints.about(expression.clone(), "this is no claim that can be set");
                     }
                     complaints
-                        .compiled(expression, ClaimValue::compile(&source))
+                        .compiled(expression, ClaimValue::compile_with(&source, known))
                         .map(|value| (claim, value))
                 })
                 .collect();
             claims.into_iter().collect::<Option<Vec<_>>>().map(Outcome::Set)
         }
-        RuleOutcome::Reject { message, field } => Some(Outcome::Reject { message, field }),
-        RuleOutcome::Block { message } => Some(Outcome::Block { message }),
+        RuleOutcome::Reject { message, field } => {
+            complaints.text(&message).map(|message| Outcome::Reject { message, field })
+        }
+        RuleOutcome::Block { message } => {
+            complaints.text(&message).map(|message| Outcome::Block { message })
+        }
+        RuleOutcome::Accept => Some(Outcome::Accept),
+        RuleOutcome::RequireApproval { message } => {
+            complaints.text(&message).map(|message| Outcome::RequireApproval { message })
+        }
     };
-    Some(Rule { name, steps, when: when?, outcome: outcome?, on_error })
+    let (when, outcome, on_error) = (when?, outcome?, on_error?);
+    Some(Rule { name, steps, source, when, outcome, on_error, mode })
 }
 
 impl Outcome {
-    pub(super) fn verdict(&self, facts: &Facts<'_>) -> Result<Verdict, Failure> {
+    pub(super) fn verdict(&self, facts: &Facts<'_>) -> Result<Verdict<'_>, Failure> {
         Ok(match self {
             Self::Set(claims) => {
                 let mut set = Claims::new();
@@ -204,10 +343,10 @@ impl Outcome {
                 }
                 Verdict::Set(set)
             }
-            Self::Reject { message, field } => {
-                Verdict::Reject { message: message.clone(), field: field.clone() }
-            }
-            Self::Block { message } => Verdict::Block { message: message.clone() },
+            Self::Reject { message, field } => Verdict::Reject { message, field: field.as_deref() },
+            Self::Block { message } => Verdict::Block { message },
+            Self::Accept => Verdict::Accept,
+            Self::RequireApproval { message } => Verdict::RequireApproval { message },
         })
     }
 }
@@ -215,10 +354,18 @@ impl Outcome {
 struct Complaints<'a> {
     index: usize,
     rule: String,
+    messages: &'a Messages,
     errors: &'a mut Vec<RuleError>,
 }
 
 impl Complaints<'_> {
+    fn text(&mut self, written: &str) -> Option<Text> {
+        self.messages
+            .text(written)
+            .map_err(|error| self.about(Expression::Message, &error.to_string()))
+            .ok()
+    }
+
     fn compiled<T>(&mut self, expression: Expression, result: Result<T, Vec<Fault>>) -> Option<T> {
         result
             .map_err(|faults| {

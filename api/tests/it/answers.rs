@@ -6,7 +6,7 @@ use serde_json::json;
 use vestibule_api::{
     Api, ConnectorSettings, DuplicateConnector, OnError, RuleOutcome, RuleSettings,
 };
-use vestibule_events::{Kind, PseudonymKey, Step};
+use vestibule_events::{Kind, Mode, PseudonymKey, Step};
 
 use crate::support::{BadLog, Endpoint, Misbehaviour, partners, partners_with, request};
 
@@ -17,6 +17,7 @@ fn rule(name: &str, when: &str, outcome: RuleOutcome) -> RuleSettings {
         when: when.to_owned(),
         outcome,
         on_error: OnError::Continue,
+        mode: Mode::Enforce,
     }
 }
 

@@ -9,7 +9,7 @@ use axum::{
 use futures_util::stream;
 use proptest::{prelude::*, test_runner::TestRunner};
 use serde_json::{Value, json};
-use vestibule_api::{BasicCredential, ConnectorSettings, Problem};
+use vestibule_api::{ConnectorSettings, Credential, CredentialKind, Problem};
 
 use crate::support::{AUTHORIZATION, Endpoint, partners, request, some_of_everything};
 
@@ -223,10 +223,9 @@ async fn the_caller_is_known_before_anything_of_the_body_is_read() -> anyhow::Re
 
 #[tokio::test]
 async fn every_configured_credential_is_valid_and_counted_by_its_name() -> anyhow::Result<()> {
-    let credential = |name: &str, password: &str| BasicCredential {
+    let credential = |name: &str, password: &str| Credential {
         name: name.to_owned(),
-        user: "entra".to_owned(),
-        password: password.into(),
+        kind: CredentialKind::Basic { user: "entra".to_owned(), password: password.into() },
     };
     let settings = ConnectorSettings {
         credentials: vec![credential("old", "try-me"), credential("new", "with:colons:")],

@@ -1,5 +1,6 @@
-//! Every published example of the dialect: each call gets a legal answer and becomes the event it
-//! should, each answer survives the answer types.
+//! Every published example of an API connector: each call gets a legal answer and becomes the event
+//! it should, each answer survives the answer types. The examples of the other dialects are in the
+//! modules of these; here is the test that none was forgotten.
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
@@ -8,17 +9,20 @@ use serde_json::{Value, json};
 use vestibule_api::{Action, Answer};
 use vestibule_events::{Kind, Step};
 
-use crate::support::{Endpoint, partners};
+use crate::{
+    custom_extension, custom_policy,
+    support::{Endpoint, partners},
+};
 
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/payloads"))
 }
 
-fn read(file: &str) -> anyhow::Result<Value> {
+pub(crate) fn read(file: &str) -> anyhow::Result<Value> {
     Ok(serde_json::from_slice(&fs::read(folder().join(file))?)?)
 }
 
-fn files_ending_in(end: &str) -> anyhow::Result<BTreeSet<String>> {
+pub(crate) fn files_ending_in(end: &str) -> anyhow::Result<BTreeSet<String>> {
     let mut files = BTreeSet::new();
     for entry in fs::read_dir(folder())? {
         files.extend(entry?.file_name().into_string().ok().filter(|name| name.ends_with(end)));
@@ -185,7 +189,13 @@ const EXAMPLES: [Example; 10] = [
 
 #[test]
 fn there_is_an_example_for_every_published_call() -> anyhow::Result<()> {
-    let examples: BTreeSet<_> = EXAMPLES.iter().map(|it| it.file.to_owned()).collect();
+    let examples: BTreeSet<_> = EXAMPLES
+        .iter()
+        .map(|it| it.file)
+        .chain(custom_policy::REQUESTS)
+        .chain(custom_extension::requests())
+        .map(str::to_owned)
+        .collect();
     assert_eq!(examples, files_ending_in("-request.json")?);
     Ok(())
 }
@@ -255,6 +265,8 @@ async fn the_connectors_own_url_takes_the_step_from_the_body() -> anyhow::Result
 #[test]
 fn every_published_answer_survives_the_answer_types() -> anyhow::Result<()> {
     let files = files_ending_in("-response.json")?;
+    let ours = files.into_iter().filter(|file| file.starts_with("apiconnector-"));
+    let files: BTreeSet<_> = ours.collect();
     assert_eq!(files.len(), 9);
     for file in files {
         let published = read(&file)?;

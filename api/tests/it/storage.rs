@@ -15,8 +15,8 @@ use vestibule_api::{
     AnswerAfter, ConnectorSettings, Durable, OnError, OnStorageFailure, RuleOutcome, RuleSettings,
 };
 use vestibule_events::{
-    AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LocalLog, LogError, Replay,
-    SignUpEvent, Stored,
+    AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LocalLog, LogError, Mode,
+    Replay, SignUpEvent, Stored,
 };
 
 use crate::support::{BadLog, Endpoint, Misbehaviour, partners, partners_with};
@@ -72,6 +72,7 @@ async fn where_it_is_configured_a_sign_up_is_let_through_but_rules_hold() -> any
             when: "signup.email_domain == 'spam.test'".to_owned(),
             outcome: RuleOutcome::Block { message: "No.".to_owned() },
             on_error: OnError::Continue,
+            mode: Mode::Enforce,
         };
         let settings = ConnectorSettings {
             on_storage_failure: OnStorageFailure::LetThrough,

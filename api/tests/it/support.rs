@@ -14,11 +14,12 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tower::ServiceExt as _;
 use vestibule_api::{
-    Api, BasicCredential, ConnectorSettings, OnError, RuleOutcome, RuleSettings, Rules, router,
+    Api, ConnectorSettings, Credential, CredentialKind, Decider, OnError, RuleOutcome,
+    RuleSettings, Rules, router,
 };
 use vestibule_events::{
     AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, Filter, LocalLog,
-    LocalLogConfig, LogError, PseudonymKey, Replay, Retention, SignUpEvent, Start, Stored,
+    LocalLogConfig, LogError, Mode, PseudonymKey, Replay, Retention, SignUpEvent, Start, Stored,
 };
 
 /// `entra` / `try-me`.
@@ -27,17 +28,19 @@ pub(crate) const AUTHORIZATION: &str = "Basic ZW50cmE6dHJ5LW1l";
 /// A connector `partners` with a credential and the defaults.
 pub(crate) fn partners() -> ConnectorSettings {
     let name = "partners".parse().expect("a valid name");
-    let credential = BasicCredential {
+    let credential = Credential {
         name: "first".to_owned(),
-        user: "entra".to_owned(),
-        password: "try-me".into(),
+        kind: CredentialKind::Basic { user: "entra".to_owned(), password: "try-me".into() },
     };
     ConnectorSettings { credentials: vec![credential], ..ConnectorSettings::new(name) }
 }
 
 /// The same with rules.
 pub(crate) fn partners_with(rules: Vec<RuleSettings>) -> ConnectorSettings {
-    ConnectorSettings { rules: Rules::compile(rules).expect("rules compile"), ..partners() }
+    ConnectorSettings {
+        decider: Decider::new(Rules::compile(rules).expect("rules compile")),
+        ..partners()
+    }
 }
 
 /// A connector whose rules look at everything and do everything, and fail a lot.
@@ -48,6 +51,7 @@ pub(crate) fn some_of_everything() -> ConnectorSettings {
         when: when.to_owned(),
         outcome,
         on_error,
+        mode: Mode::Enforce,
     };
     let set = |claim: &str, value: &str| RuleOutcome::Set {
         claims: [(claim.to_owned(), value.to_owned())].into(),
