@@ -557,7 +557,6 @@ async fn every_wrong_input_has_its_status_in_every_dialect() -> anyhow::Result<(
         ),
         (&[Api, Extension], get(), STEP, JSON, vec![], Problem::MethodNotAllowed),
         (&PROTOCOLS, Method::PUT, STEP, JSON, b"{}".to_vec(), Problem::MethodNotAllowed),
-        (&PROTOCOLS, Method::HEAD, STEP, JSON, vec![], Problem::MethodNotAllowed),
         (&[Api, Extension], post(), STEP, FORM, b"a=b".to_vec(), Problem::NotJsonContentType),
         (&PROTOCOLS, post(), STEP, "text/plain", b"{}".to_vec(), Problem::NotJsonContentType),
         (&PROTOCOLS, post(), STEP, "", b"{}".to_vec(), Problem::NotJsonContentType),
