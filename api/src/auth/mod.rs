@@ -282,7 +282,7 @@ impl Credentials {
         if let Some(place) = self.tokens.find(&secret::digest(token)) {
             return Ok(Authenticated { place, tenant: None });
         }
-        let mut denied = Denied::Wrong;
+        let mut denied = if self.tokens.is_empty() { Denied::Missing } else { Denied::Wrong };
         for (place, verifier) in &self.bearers {
             match verifier.verify(token, now) {
                 Ok(tenant) => return Ok(Authenticated { place: *place, tenant }),

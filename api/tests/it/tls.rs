@@ -264,10 +264,11 @@ async fn what_is_not_current_tls_is_refused_and_counted() -> anyhow::Result<()> 
     tls.register(&mut registry);
     let server = Server::start(Some(tls), hello(), ServerLimits::default()).await?;
 
-    // A client of TLS 1.1, with suites that it shares with 1.2.
+    // A client of TLS 1.1, with suites and signatures as in 1.2, so that only the version is wrong.
     let mut hello = vec![3, 2];
     hello.extend([7; 32]);
     hello.extend([0, 0, 6, 0xc0, 0x13, 0xc0, 0x09, 0x00, 0x2f, 1, 0]);
+    hello.extend([0, 10, 0, 13, 0, 6, 0, 4, 4, 1, 4, 3]);
     let length = u8::try_from(hello.len())?;
     let record = [&[22, 3, 1, 0, length + 4, 1, 0, 0, length][..], &hello].concat();
     let mut stream = TcpStream::connect(server.address).await?;
