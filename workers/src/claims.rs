@@ -26,6 +26,8 @@ pub(crate) struct SignUpView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     locale: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    ip: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     object_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     correlation_id: Option<&'a str>,
@@ -45,6 +47,7 @@ impl<'a> SignUpView<'a> {
             claims: claims_in_force(event),
             client: sign_up.client.as_deref(),
             locale: sign_up.locale.as_deref(),
+            ip: sign_up.ip.as_deref(),
             object_id: sign_up.object_id.as_deref(),
             correlation_id: sign_up.correlation_id.as_deref(),
         }

@@ -37,8 +37,8 @@ pub(crate) fn secure_url(text: &str) -> Result<Url, &'static str> {
     }
 }
 
-/// An address that somebody else is sent to.
-pub(crate) fn redirect_target(text: &str) -> Result<(), &'static str> {
+/// An address that somebody's browser is sent to.
+pub(crate) fn address(text: &str) -> Result<(), &'static str> {
     match Url::parse(text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(()),
         _ => Err("must be an http or https URL"),

@@ -26,8 +26,8 @@ pub use database::Database;
 pub use graph::GraphSettings;
 pub use metrics::WorkerMetrics;
 pub use notify::{
-    ChannelKind, ChannelSettings, Complaint, MailLogin, MailTls, Notify, NotifySettings, Recipient,
-    WebhookFormat,
+    ApprovalPages, ChannelKind, ChannelSettings, Complaint, MailLogin, MailTls, Notify,
+    NotifySettings, Recipient, WebhookFormat,
 };
 pub use permissions::{GrantRule, Permissions, PermissionsSettings, RuleError};
 pub use runtime::{

@@ -58,7 +58,11 @@ impl Stage {
 
     /// Appends the sign-up of a person, each time a new one.
     pub(crate) async fn sign_up(&self, person: &str) -> anyhow::Result<SignUpEvent> {
-        Ok(self.log.append(sign_up(person)).await?.stored.event)
+        self.append(sign_up(person)).await
+    }
+
+    pub(crate) async fn append(&self, event: SignUpEvent) -> anyhow::Result<SignUpEvent> {
+        Ok(self.log.append(event).await?.stored.event)
     }
 
     pub(crate) fn start(&self, worker: impl Worker, settings: WorkerSettings) -> Running {

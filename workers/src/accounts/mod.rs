@@ -83,7 +83,7 @@ impl Accounts {
     pub const NAME: &'static str = "accounts";
 
     /// What it acts on; other events pass by.
-    pub const KINDS: [Kind; 1] = [Kind::Approved];
+    pub const KINDS: &'static [Kind] = &[Kind::Approved];
 
     /// Checks the settings, with all complaints at once. Nothing is called yet.
     pub fn new(settings: AccountsSettings, store: Store) -> Result<Self, Vec<SettingError>> {
@@ -274,7 +274,7 @@ fn parts(settings: &AccountsSettings) -> Result<Graph, Vec<SettingError>> {
         let message = "must be the directory's first domain, such as contoso.onmicrosoft.com";
         faults.push(SettingError { key: "domain", message: message.to_owned() });
     }
-    if let Err(message) = http::redirect_target(&settings.invite_redirect_url) {
+    if let Err(message) = http::address(&settings.invite_redirect_url) {
         faults.push(SettingError { key: "invite_redirect_url", message: message.to_owned() });
     }
     match graph {

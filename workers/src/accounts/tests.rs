@@ -1,7 +1,6 @@
 //! The worker against a stand-in for Graph, a real log and a real store.
 
 use serde_json::json;
-use vestibule_events::EventLog;
 use vestibule_testkit::{Graph as Server, GraphCall, GraphFault, eventually};
 
 use super::*;
@@ -88,7 +87,7 @@ async fn who_signs_in_with_google_gets_an_account_once() -> anyhow::Result<()> {
 async fn others_are_invited_and_get_their_attributes_once_they_can_be_seen() -> anyhow::Result<()> {
     let (server, stage) = (Server::start().await?, Stage::open().await?);
     server.hide_from(2);
-    let event = stage.log.append(other("ada")).await?.stored.event;
+    let event = stage.append(other("ada")).await?;
     let mut wanted = accounts_settings(&server);
     wanted.send_invitation_message = true;
 
@@ -260,7 +259,7 @@ async fn throttling_costs_time_and_nothing_else() -> anyhow::Result<()> {
         server.plan(call, GraphFault::Throttle(Some("0")));
         server.plan(call, GraphFault::Busy("0"));
     }
-    let event = stage.log.append(federated("ada")).await?.stored.event;
+    let event = stage.append(federated("ada")).await?;
 
     let running = stage.start(accounts(&server, &stage), approved_only(20));
     stage.idle(Accounts::NAME).await?;
@@ -279,7 +278,7 @@ async fn a_hanging_directory_holds_up_an_attempt_within_its_limits() -> anyhow::
     server.plan(GraphCall::CreateUser, GraphFault::Hang);
     let mut hurried = accounts_settings(&server);
     hurried.graph.timeout = Duration::from_millis(500);
-    let event = stage.log.append(federated("ada")).await?.stored.event;
+    let event = stage.append(federated("ada")).await?;
 
     let running = stage.start(with(hurried, &stage), approved_only(3));
     stage.idle(Accounts::NAME).await?;

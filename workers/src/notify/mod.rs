@@ -3,7 +3,8 @@
 //! Each channel keeps its own state, so that one which fails does not make the others send again.
 //! A message goes out under a stable key (`Idempotency-Key`, `Message-ID`): if we die between
 //! sending and taking note, the provider can tell the second one from a new one. The channel
-//! `record` keeps the message in the store and sends nothing.
+//! `record` keeps the message in the store and sends nothing. Approvers are told once of each
+//! request: what a person tries again while theirs is open is told to nobody.
 
 mod mail;
 mod template;
@@ -19,7 +20,7 @@ use futures_util::future::join_all;
 use secrecy::SecretString;
 use time::OffsetDateTime;
 use tokio::time::sleep;
-use vestibule_events::{ConnectorName, Filter, SignUpEvent};
+use vestibule_events::{ApprovalLinks, ConnectorName, Effect, Filter, Kind, SignUpEvent};
 use vestibule_store::{Begun, Store, StoreError};
 
 use self::{
@@ -27,7 +28,7 @@ use self::{
     template::{Message, Templates},
     webhook::Webhook,
 };
-use crate::{Cause, HandleError, Task, Worker};
+use crate::{ApprovalsSettings, Cause, HandleError, SettingError, Task, Worker, http};
 
 /// The worker `notify`.
 #[derive(Debug)]
@@ -53,6 +54,25 @@ enum Way {
 
 impl Notify {
     pub const NAME: &'static str = "notify";
+
+    /// What a channel is given that does not say which kinds it wants.
+    pub const KINDS: &'static [Kind] = &[Kind::Accepted];
+
+    /// The kinds that the worker as a whole takes where the configuration does not say: those that
+    /// its channels want. A channel that does not say is given its [`Notify::KINDS`], so that
+    /// another one's wishes change nothing for it.
+    pub fn wanted_kinds<'a>(channels: impl IntoIterator<Item = &'a mut Filter>) -> Vec<Kind> {
+        let mut wanted = Vec::new();
+        for filter in channels {
+            if filter.kinds.is_empty() {
+                filter.kinds = Self::KINDS.to_vec();
+            }
+            wanted.extend_from_slice(&filter.kinds);
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted
+    }
 
     /// Compiles templates and addresses, with all complaints at once.
     pub fn new(settings: NotifySettings, store: Store) -> Result<Self, Vec<Complaint>> {
@@ -125,6 +145,9 @@ impl Worker for Notify {
     /// All channels side by side, so that a slow one does not use up the time of the others.
     async fn handle(&self, task: &Task) -> Result<(), HandleError> {
         let event = &task.event;
+        if is_repetition(event) {
+            return Ok(());
+        }
         let concerned = self.channels.iter().filter(|channel| channel.filter.matches(event));
         let outcomes = join_all(concerned.map(async |channel| {
             let outcome = self.tell(channel, event).await;
@@ -133,6 +156,12 @@ impl Worker for Notify {
         .await;
         outcomes.into_iter().fold(Ok(()), worst)
     }
+}
+
+/// Whether somebody tried again whose request is open: approvers know of it already.
+fn is_repetition(event: &SignUpEvent) -> bool {
+    let reasons = &event.decision.reasons;
+    event.kind == Kind::Pending && reasons.iter().any(|it| it.effect == Effect::AlreadyPending)
 }
 
 fn named(error: HandleError, channel: &str) -> HandleError {
@@ -200,6 +229,7 @@ fn channels(settings: NotifySettings) -> Result<Vec<Channel>, Vec<Complaint>> {
     let mut complaints = Vec::new();
     let mut names = std::collections::HashSet::new();
     let mut channels = Vec::new();
+    let pages = settings.approvals.as_ref();
     for (index, settings) in settings.channels.into_iter().enumerate() {
         let name = settings.name.clone();
         let mut faults = Vec::new();
@@ -210,7 +240,7 @@ fn channels(settings: NotifySettings) -> Result<Vec<Channel>, Vec<Complaint>> {
         } else if !names.insert(name.clone()) {
             faults.push(("name", "there is another channel of this name".to_owned()));
         }
-        channels.extend(channel(settings, &mut faults));
+        channels.extend(channel(settings, pages, &mut faults));
         complaints.extend(faults.into_iter().map(|(key, message)| Complaint {
             index,
             channel: name.clone(),
@@ -221,9 +251,13 @@ fn channels(settings: NotifySettings) -> Result<Vec<Channel>, Vec<Complaint>> {
     if complaints.is_empty() { Ok(channels) } else { Err(complaints) }
 }
 
-fn channel(settings: ChannelSettings, faults: &mut Vec<Fault>) -> Option<Channel> {
+fn channel(
+    settings: ChannelSettings,
+    pages: Option<&ApprovalPages>,
+    faults: &mut Vec<Fault>,
+) -> Option<Channel> {
     let ChannelSettings { name, filter, subject, body, kind } = settings;
-    let templates = Templates::compile(subject, body, faults);
+    let templates = Templates::compile(subject, body, pages, faults);
     let way = match kind {
         ChannelKind::Record => Some(Way::Record),
         ChannelKind::Webhook { url, format, headers } => {
@@ -240,6 +274,49 @@ fn channel(settings: ChannelSettings, faults: &mut Vec<Fault>) -> Option<Channel
 #[derive(Clone, Debug, Default)]
 pub struct NotifySettings {
     pub channels: Vec<ChannelSettings>,
+    /// `None` where nobody has said; then no message can hold a link.
+    pub approvals: Option<ApprovalPages>,
+}
+
+/// Where approvers decide requests, for the links in messages.
+#[derive(Clone, Debug)]
+pub struct ApprovalPages {
+    base_url: String,
+    links: ApprovalLinks,
+    requests: ApprovalsSettings,
+}
+
+impl ApprovalPages {
+    /// `base_url` is what approvers' browsers call, without `/approvals`. `requests` must be those
+    /// of the worker `approvals`: a link ends with its request.
+    pub fn new(
+        base_url: &str,
+        links: ApprovalLinks,
+        requests: ApprovalsSettings,
+    ) -> Result<Self, SettingError> {
+        let base_url = base_url.trim_end_matches('/').to_owned();
+        match http::address(&base_url) {
+            Ok(()) => Ok(Self { base_url, links, requests }),
+            Err(message) => Err(SettingError { key: "base_url", message: message.to_owned() }),
+        }
+    }
+
+    /// The right to decide this request, so it goes to approvers and nowhere else.
+    fn link(&self, event: &SignUpEvent) -> String {
+        let token = self.links.token(event.id, self.expires_at(event));
+        format!("{}/approvals/{token}", self.base_url)
+    }
+
+    fn expires_at(&self, event: &SignUpEvent) -> OffsetDateTime {
+        self.requests.expires_at(event.time)
+    }
+
+    #[cfg(test)]
+    fn sample() -> Self {
+        let links = ApprovalLinks::new(&vestibule_events::PseudonymKey::new(vec![1; 32]));
+        let requests = ApprovalsSettings { expires_after: Duration::from_secs(3600) };
+        Self::new("https://sign-up.example.com/", links, requests).unwrap()
+    }
 }
 
 /// One way of telling somebody.

@@ -1,19 +1,24 @@
 //! What a message says: templates, compiled and tried once, rendered with each event.
 //!
-//! Templates see `event` (id, kind, time, person), `signup` as rules do, and `decision` (action,
-//! message, rules). What the platform did not send renders as nothing.
+//! Templates see `event` (id, kind, time, person), `signup` as rules do, `decision` (action,
+//! message, rules), and `approval`: of an event that waits for an approver where they decide and
+//! until when (link, expires_at), of a decision who decided and why (approver, reason). What the
+//! platform did not send, and what an event does not have, renders as nothing.
 
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, value::Serde};
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
-use vestibule_events::{SignUpEvent, expression};
+use vestibule_events::{Kind, SignUpEvent, expression};
 
-use super::Fault;
+use super::{ApprovalPages, Fault};
 use crate::claims::{SignUpView, sample};
 
 const SUBJECT: &str = "subject";
 const BODY: &str = "body";
-const VARIABLES: [&str; 3] = ["event", "signup", "decision"];
+const VARIABLES: [&str; 4] = ["event", "signup", "decision", "approval"];
+
+/// The one member that we cannot make without knowing where approvers decide.
+const LINK: &str = "approval.link";
 
 /// Mail programs show less, and some servers refuse more.
 const SUBJECT_CHARS_MAX: usize = 200;
@@ -23,7 +28,10 @@ const BODY_CHARS_MAX: usize = 16 * 1024;
 
 /// A subject and a body that can be rendered.
 #[derive(Debug)]
-pub(super) struct Templates(Environment<'static>);
+pub(super) struct Templates {
+    environment: Environment<'static>,
+    pages: Option<ApprovalPages>,
+}
 
 /// Rendered. Holds personal data, so it has no `Debug`.
 pub(super) struct Message {
@@ -42,7 +50,12 @@ pub(super) struct RenderFailed {
 }
 
 impl Templates {
-    pub(super) fn compile(subject: String, body: String, faults: &mut Vec<Fault>) -> Option<Self> {
+    pub(super) fn compile(
+        subject: String,
+        body: String,
+        pages: Option<&ApprovalPages>,
+        faults: &mut Vec<Fault>,
+    ) -> Option<Self> {
         let mut environment = Environment::new();
         // With `debug`, errors would quote the variables around them: personal data.
         environment.set_debug(false);
@@ -53,16 +66,17 @@ impl Templates {
         for (name, source) in [(SUBJECT, subject), (BODY, body)] {
             if let Err(error) = environment.add_template_owned(name, source) {
                 faults.push((name, in_words(&error)));
-            } else if let Err(fault) = try_out(&environment, name) {
+            } else if let Err(fault) = try_out(&environment, name, pages) {
                 faults.push((name, fault));
             }
         }
-        (faults.len() == before).then_some(Self(environment))
+        (faults.len() == before).then(|| Self { environment, pages: pages.cloned() })
     }
 
     pub(super) fn render(&self, event: &SignUpEvent) -> Result<Message, RenderFailed> {
-        let subject = render(&self.0, SUBJECT, event)?;
-        let body = render(&self.0, BODY, event)?;
+        let view = View::of(event, self.pages.as_ref());
+        let subject = render(&self.environment, SUBJECT, &view)?;
+        let body = render(&self.environment, BODY, &view)?;
         Ok(Message {
             subject: one_line(&subject, event),
             body: clip(body.trim_end(), BODY_CHARS_MAX),
@@ -73,25 +87,29 @@ impl Templates {
 fn render(
     environment: &Environment<'_>,
     template: &'static str,
-    event: &SignUpEvent,
+    view: &View<'_>,
 ) -> Result<String, RenderFailed> {
     let failed = |error: minijinja::Error| RenderFailed {
         template,
         line: error.line().unwrap_or_default(),
         what: error.kind(),
     };
-    environment
-        .get_template(template)
-        .and_then(|it| it.render(Serde(View::of(event))))
-        .map_err(failed)
+    environment.get_template(template).and_then(|it| it.render(Serde(view))).map_err(failed)
 }
 
 /// Finds what would fail, or say nothing, with every event.
-fn try_out(environment: &Environment<'_>, name: &str) -> Result<(), String> {
+fn try_out(
+    environment: &Environment<'_>,
+    name: &str,
+    pages: Option<&ApprovalPages>,
+) -> Result<(), String> {
     let template = environment.get_template(name).map_err(|error| in_words(&error))?;
     let globals: Vec<_> = environment.globals().map(|(name, _)| name.to_owned()).collect();
-    let mut unknown: Vec<_> = template
-        .undeclared_variables(true)
+    let mentioned = template.undeclared_variables(true);
+    if pages.is_none() && mentioned.iter().any(|path| path == LINK) {
+        return Err(format!("`{LINK}` needs the address under which approvers decide"));
+    }
+    let mut unknown: Vec<_> = mentioned
         .into_iter()
         .filter(|path| {
             let mut parts = path.split('.');
@@ -102,6 +120,7 @@ fn try_out(environment: &Environment<'_>, name: &str) -> Result<(), String> {
                 ("signup", Some(member)) => expression::MEMBERS.contains(&member),
                 ("event", Some(member)) => EventView::MEMBERS.contains(&member),
                 ("decision", Some(member)) => DecisionView::MEMBERS.contains(&member),
+                ("approval", Some(member)) => ApprovalView::MEMBERS.contains(&member),
                 _ => true,
             };
             !known || !member_known
@@ -110,11 +129,13 @@ fn try_out(environment: &Environment<'_>, name: &str) -> Result<(), String> {
     unknown.sort_unstable();
     if !unknown.is_empty() {
         return Err(format!(
-            "there is no `{}`; templates know event, signup and decision",
+            "there is no `{}`; templates know event, signup, decision and approval",
             unknown.join("`, `")
         ));
     }
-    template.render(Serde(View::of(&sample()))).map(drop).map_err(|error| in_words(&error))
+    let sample = sample();
+    let view = View { approval: ApprovalView::sample(), ..View::of(&sample, pages) };
+    template.render(Serde(&view)).map(drop).map_err(|error| in_words(&error))
 }
 
 /// Only for errors with the sample: they may quote it.
@@ -149,6 +170,7 @@ struct View<'a> {
     event: EventView<'a>,
     signup: SignUpView<'a>,
     decision: DecisionView<'a>,
+    approval: ApprovalView<'a>,
 }
 
 #[derive(Serialize)]
@@ -166,6 +188,18 @@ struct DecisionView<'a> {
     rules: Vec<&'a str>,
 }
 
+#[derive(Default, Serialize)]
+struct ApprovalView<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approver: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
 impl EventView<'_> {
     const MEMBERS: [&'static str; 4] = ["id", "kind", "time", "person"];
 }
@@ -175,8 +209,7 @@ impl DecisionView<'_> {
 }
 
 impl<'a> View<'a> {
-    fn of(event: &'a SignUpEvent) -> Self {
-        let message = event.decision.outcome.message().unwrap_or_default();
+    fn of(event: &'a SignUpEvent, pages: Option<&ApprovalPages>) -> Self {
         Self {
             event: EventView {
                 id: event.id,
@@ -187,22 +220,50 @@ impl<'a> View<'a> {
             signup: SignUpView::of(event),
             decision: DecisionView {
                 action: event.decision.outcome.as_str(),
-                message,
+                message: event.decision.outcome.message().unwrap_or_default(),
                 rules: event.decision.reasons.iter().map(|it| it.rule.as_str()).collect(),
             },
+            approval: ApprovalView::of(event, pages),
+        }
+    }
+}
+
+impl<'a> ApprovalView<'a> {
+    const MEMBERS: [&'static str; 4] = ["link", "expires_at", "approver", "reason"];
+
+    fn of(event: &'a SignUpEvent, pages: Option<&ApprovalPages>) -> Self {
+        let approval = event.approval.as_ref();
+        let pages = pages.filter(|_| event.kind == Kind::Pending);
+        Self {
+            link: pages.map(|it| it.link(event)),
+            expires_at: pages.and_then(|it| it.expires_at(event).format(&Rfc3339).ok()),
+            approver: approval.map(|it| it.approver.as_str()),
+            reason: approval.and_then(|it| it.reason.as_deref()),
+        }
+    }
+
+    fn sample() -> Self {
+        Self {
+            link: Some("https://example.com/approvals/sample".to_owned()),
+            expires_at: Some("2026-01-15T00:00:00Z".to_owned()),
+            approver: Some("sample"),
+            reason: Some("sample"),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
+    use crate::testing::{approved, pending};
 
     fn compile(subject: &str, body: &str) -> Result<Templates, Vec<Fault>> {
         let mut faults = Vec::new();
-        Templates::compile(subject.into(), body.into(), &mut faults).ok_or(faults)
+        Templates::compile(subject.into(), body.into(), None, &mut faults).ok_or(faults)
     }
 
     #[test]
@@ -229,11 +290,39 @@ mod tests {
             ("{{ event.id", "line 1"),
             ("{{ event.id | shout }}", "shout"),
             ("{{ event.id / 2 }}", "line 1"),
+            ("{{ approval.by }}", "approval.by"),
         ] {
             let faults = compile(subject, "{{ event.idd }}").unwrap_err();
             assert_eq!((faults[0].0, faults[1].0), ("subject", "body"));
             assert!(faults[0].1.contains(message), "{faults:?}");
         }
+    }
+
+    #[test]
+    fn a_message_says_where_and_until_when_to_decide_and_who_decided() {
+        let pages = ApprovalPages::sample();
+        let templates = |pages| {
+            let text = "{{ approval.link }}|{{ approval.expires_at }}|{{ approval.approver }}|{{ approval.reason }}";
+            let mut faults = Vec::new();
+            Templates::compile("s".into(), text.into(), pages, &mut faults).ok_or(faults)
+        };
+        let render =
+            |event: &SignUpEvent| templates(Some(&pages)).unwrap().render(event).unwrap().body;
+        let pending = pending("ada");
+        let expires = pending.time.replace_nanosecond(0).unwrap() + Duration::from_secs(3600);
+
+        let body = render(&pending);
+        let [link, expires_at, "", ""] = body.split('|').collect::<Vec<_>>()[..] else {
+            panic!("{body}");
+        };
+        let token = link.strip_prefix("https://sign-up.example.com/approvals/").unwrap();
+        assert_eq!(pages.links.check(token, pending.time), Ok(pending.id));
+        assert!(pages.links.check(token, expires).is_err(), "the link ends with the request");
+        assert_eq!(expires_at, expires.format(&Rfc3339).unwrap());
+        assert_eq!(render(&approved("ada")), "||grace|known to us");
+        assert_eq!(render(&sample()), "|||");
+        let faults = templates(None).unwrap_err();
+        assert!(faults[0].0 == "body" && faults[0].1.contains("approval.link"), "{faults:?}");
     }
 
     #[test]

@@ -17,10 +17,11 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use vestibule_events::{Mode, Reason};
 use vestibule_testkit::{Smtp, SmtpStage, free_port};
 
 use super::*;
-use crate::testing::{LIMIT, Stage, settings, sign_up, task};
+use crate::testing::{LIMIT, Stage, approved, pending, settings, sign_up, task};
 
 /// A status, with a `Retry-After`, or the `Location` of a redirect.
 type Reply = (u16, Option<&'static str>);
@@ -87,7 +88,7 @@ fn mail(name: &str, server: String, to: Recipient) -> ChannelSettings {
 }
 
 fn notify(stage: &Stage, channels: Vec<ChannelSettings>) -> anyhow::Result<Notify> {
-    let notify = Notify::new(NotifySettings { channels }, stage.store.clone());
+    let notify = Notify::new(NotifySettings { channels, approvals: None }, stage.store.clone());
     notify.map_err(|complaints| anyhow!("{complaints:?}"))
 }
 
@@ -347,6 +348,50 @@ async fn only_the_channels_that_want_an_event_are_told() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn approvers_are_told_once_of_a_request_and_the_person_of_the_decision() -> anyhow::Result<()>
+{
+    let stage = Stage::open().await?;
+    let (approvers, url) = Provider::start([]).await?;
+    let smtp = Smtp::start().await?;
+    let mut asking = webhook("approvers", &url);
+    asking.filter.kinds = vec![Kind::Pending];
+    asking.body = "{{ approval.link }} until {{ approval.expires_at }}".into();
+    let mut telling = mail("person", smtp.url(), Recipient::Person);
+    telling.filter.kinds = vec![Kind::Approved, Kind::Denied];
+    telling.body = "{{ event.kind }}: {{ approval.reason }}".into();
+    let settings = NotifySettings {
+        channels: vec![asking, telling],
+        approvals: Some(ApprovalPages::sample()),
+    };
+    let worker = Notify::new(settings, stage.store.clone()).unwrap();
+    let first = pending("ada");
+    let mut again = pending("ada");
+    let (rule, effect) = ("r".to_owned(), Effect::AlreadyPending);
+    again.decision.reasons = vec![Reason { rule, effect, mode: Mode::Enforce, took_us: 0 }];
+
+    for event in [first, again, approved("ada")] {
+        worker.handle(&task(event)).await?;
+    }
+
+    let asked = approvers.requests.lock().unwrap().clone();
+    assert_eq!(asked.len(), 1);
+    let body = asked[0].1["data"]["body"].as_str().unwrap_or_default().to_owned();
+    assert!(body.starts_with("https://sign-up.example.com/approvals/"), "{body}");
+    let mails = smtp.wait_for_mails(1, LIMIT).await?;
+    assert_eq!((mails.len(), mails[0].content.contains("approved: known to us")), (1, true));
+    Ok(())
+}
+
+#[test]
+fn a_worker_takes_what_its_channels_want() {
+    let mut filters = [Filter::default(), Filter::default()];
+    filters[1].kinds = vec![Kind::Pending, Kind::Approved];
+    let wanted = Notify::wanted_kinds(&mut filters);
+    assert_eq!(wanted, [Kind::Accepted, Kind::Pending, Kind::Approved]);
+    assert_eq!(filters[0].kinds, [Kind::Accepted], "what another channel wants is not for it");
+}
+
 #[test]
 fn all_complaints_come_at_once_without_secrets() {
     let mut wrong = webhook("Wrong Name", "hidden");
@@ -357,8 +402,10 @@ fn all_complaints_come_at_once_without_secrets() {
         *login = Some(MailLogin { user: "u".into(), password: "hidden".into() });
         *from = "nobody".into();
     }
-    let settings =
-        NotifySettings { channels: vec![wrong, clear, channel("mail", ChannelKind::Record)] };
+    let settings = NotifySettings {
+        channels: vec![wrong, clear, channel("mail", ChannelKind::Record)],
+        approvals: None,
+    };
 
     let complaints = Notify::check(&settings).unwrap_err();
 
