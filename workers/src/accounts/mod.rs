@@ -18,8 +18,9 @@ use anyhow::anyhow;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
+use tracing::info;
 use vestibule_events::{Identity, Kind, SignUpEvent};
-use vestibule_store::{Account, AccountOrigin, MadeAccount, Store};
+use vestibule_store::{Account, AccountOrigin, Done, MadeAccount, Store};
 
 use self::plan::{House, Plan};
 use crate::{
@@ -113,9 +114,9 @@ impl Accounts {
         identity: &Identity,
         user: &Value,
     ) -> Result<(), HandleError> {
-        let found = self.graph.find_by_identity(identity).await?.into_iter().next();
-        if let Some(found) = found {
-            return self.finish(event, &found_account(found, before, AccountOrigin::Created)).await;
+        let found = self.graph.find_by_identity(identity).await?;
+        if let Some(account) = account_among(found, before, AccountOrigin::Created) {
+            return self.finish(event, &account).await;
         }
         let begun = self.store.begin_account(Self::NAME, event, now()).await?;
         let error = match self.graph.create_user(user).await {
@@ -127,10 +128,9 @@ impl Accounts {
         if !matches!(error.problem, Problem::Conflict(_) | Problem::Invalid(_)) {
             return Err(error.into());
         }
-        let found = self.graph.find_by_identity(identity).await?.into_iter().next();
-        if let Some(found) = found {
-            let origin = AccountOrigin::Created;
-            return self.finish(event, &found_account(found, Some(&begun), origin)).await;
+        let found = self.graph.find_by_identity(identity).await?;
+        if let Some(account) = account_among(found, Some(&begun), AccountOrigin::Created) {
+            return self.finish(event, &account).await;
         }
         self.not_to_be_seen(error, begun.begun_at)
     }
@@ -142,8 +142,9 @@ impl Accounts {
         mail: &str,
         invitation: &Value,
     ) -> Result<MadeAccount, HandleError> {
-        if let Some(found) = self.graph.find_by_mail(mail).await?.into_iter().next() {
-            return Ok(found_account(found, before, AccountOrigin::Invited));
+        let found = self.graph.find_by_mail(mail).await?;
+        if let Some(account) = account_among(found, before, AccountOrigin::Invited) {
+            return Ok(account);
         }
         if let Some(before) = before {
             // It may have worked, and not be to be seen yet. To invite again makes no second
@@ -171,8 +172,9 @@ impl Accounts {
         if !matches!(error.problem, Problem::Conflict(_)) {
             return Err(error.into());
         }
-        if let Some(found) = self.graph.find_by_mail(mail).await?.into_iter().next() {
-            return Ok(found_account(found, Some(&begun), AccountOrigin::Invited));
+        let found = self.graph.find_by_mail(mail).await?;
+        if let Some(account) = account_among(found, Some(&begun), AccountOrigin::Invited) {
+            return Ok(account);
         }
         self.not_to_be_seen(error, begun.begun_at)
     }
@@ -219,7 +221,16 @@ impl Accounts {
     }
 
     async fn finish(&self, event: &SignUpEvent, account: &MadeAccount) -> Result<(), HandleError> {
-        self.store.finish_account(Self::NAME, event, account, now()).await?;
+        let done = self.store.finish_account(Self::NAME, event, account, now()).await?;
+        if done == Done::Now {
+            info!(
+                event = %event.id,
+                person = %event.person,
+                account = account.object_id,
+                origin = account.origin.as_str(),
+                "an approved person has an account"
+            );
+        }
         Ok(())
     }
 }
@@ -287,12 +298,22 @@ const fn made(origin: AccountOrigin, object_id: String) -> MadeAccount {
     MadeAccount { origin, object_id, invitation_id: None }
 }
 
-/// An account that a search shows: the one that we made and could not note, or another one.
-fn found_account(found: Found, before: Option<&Account>, ours: AccountOrigin) -> MadeAccount {
-    let is_ours = before.is_some_and(|before| {
-        found.is_guest && found.created.is_some_and(|it| it >= before.begun_at - SKEW)
-    });
-    made(if is_ours { ours } else { AccountOrigin::Found }, found.id)
+/// The person's account among those that a search shows: the one that we made and could not note,
+/// or else one that was there before.
+fn account_among(
+    mut found: Vec<Found>,
+    before: Option<&Account>,
+    ours: AccountOrigin,
+) -> Option<MadeAccount> {
+    let is_ours = |found: &Found| {
+        before.is_some_and(|before| {
+            found.is_guest && found.created.is_some_and(|it| it >= before.begun_at - SKEW)
+        })
+    };
+    if let Some(index) = found.iter().position(is_ours) {
+        return Some(made(ours, found.swap_remove(index).id));
+    }
+    found.into_iter().next().map(|it| made(AccountOrigin::Found, it.id))
 }
 
 fn now() -> OffsetDateTime {

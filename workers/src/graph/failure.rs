@@ -122,6 +122,11 @@ impl From<GraphError> for HandleError {
                 );
                 return Self::retry(Cause::NotPermitted, source);
             }
+            // The collections are always there, so it is our address that is wrong.
+            Problem::NotFound if error.call != Call::UpdateUser => {
+                let source = anyhow!("{error}: see `base_url`; the event is tried again");
+                return Self::retry(Cause::Unavailable, source);
+            }
             Problem::NotFound
             | Problem::Conflict(_)
             | Problem::Invalid(_)
@@ -224,9 +229,13 @@ mod tests {
     const NOW: OffsetDateTime = datetime!(2026-11-22 10:00 UTC);
 
     fn fate(status: u16, told: Told) -> (bool, Cause) {
+        fate_of(Call::CreateUser, status, told)
+    }
+
+    fn fate_of(call: Call, status: u16, told: Told) -> (bool, Cause) {
         let status = StatusCode::from_u16(status).unwrap();
         let problem = problem(status, &HeaderMap::new(), told, NOW);
-        match HandleError::from(Call::CreateUser.failed(problem)) {
+        match HandleError::from(call.failed(problem)) {
             HandleError::Retry { cause, .. } => (true, cause),
             HandleError::Park { cause, .. } => (false, cause),
             HandleError::StoreUnavailable(_) => unreachable!(),
@@ -243,9 +252,12 @@ mod tests {
         for ours in [401, 403] {
             assert_eq!(fate(ours), (true, Cause::NotPermitted), "{ours}");
         }
-        for refused in [301, 307, 400, 404, 405, 409, 410, 413, 422] {
+        for refused in [301, 307, 400, 405, 409, 410, 413, 422] {
             assert_eq!(fate(refused), (false, Cause::Refused), "{refused}");
         }
+        assert_eq!(fate(404), (true, Cause::Unavailable), "a wrong address blames no event");
+        let gone = fate_of(Call::UpdateUser, 404, Told::default());
+        assert_eq!(gone, (false, Cause::Refused), "an account that went away");
     }
 
     #[test]
