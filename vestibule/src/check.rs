@@ -51,7 +51,8 @@ fn say(config: &Config, file: &Path, output: Output) {
 fn summary(config: &Config) -> Vec<[String; 2]> {
     let connector = |it: &crate::config::ConnectorConfig| {
         let what = format!(
-            "http://{}/connectors/{} · {} credentials · {} rules · answers within {}",
+            "{}://{}/connectors/{} · {} credentials · {} rules · answers within {}",
+            if config.listen.tls.is_some() { "https" } else { "http" },
             config.listen.connector,
             it.name,
             it.credentials.len(),
@@ -73,6 +74,9 @@ fn summary(config: &Config) -> Vec<[String; 2]> {
     };
     let workers: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
     let mut rows: Vec<_> = config.connectors.iter().map(connector).collect();
+    let reference = &config.reference;
+    rows.extend(reference.lists.iter().map(|it| [format!("list {}", it.name), it.origin()]));
+    rows.extend(reference.lookups.iter().map(|it| [format!("lookup {}", it.name), it.origin()]));
     rows.push(["log".into(), log]);
     rows.push(["store".into(), store]);
     rows.push(["workers".into(), workers.join(", ")]);
@@ -85,7 +89,7 @@ fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     for connector in &config.connectors {
         for credential in &connector.credentials {
-            if matches!(credential.password, SecretSource::Example(_)) {
+            if matches!(credential.secret(), Some((_, SecretSource::Example(_)))) {
                 warnings.push(format!(
                     "connector {} takes an example password; fine for trying out, not for a platform",
                     connector.name
@@ -135,8 +139,10 @@ fn secrets(config: &Config) -> Vec<(String, &SecretSource)> {
     }
     for connector in &config.connectors {
         for (index, credential) in connector.credentials.iter().enumerate() {
-            let key = format!("connectors.{}.credentials[{index}].password", connector.name);
-            secrets.push((key, &credential.password));
+            if let Some((key, secret)) = credential.secret() {
+                let key = format!("connectors.{}.credentials[{index}].{key}", connector.name);
+                secrets.push((key, secret));
+            }
         }
     }
     secrets

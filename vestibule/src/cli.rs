@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{replay::ReplayArgs, simulate::SimulateArgs};
+use crate::{approvals::ApprovalsCommand, replay::ReplayArgs, simulate::SimulateArgs};
 
 /// The business-logic layer behind self-service sign-up.
 ///
@@ -98,6 +98,11 @@ pub(crate) enum Command {
     },
     /// Play the platform: send realistic sign-ups and see whether each was acted on exactly once
     Simulate(SimulateArgs),
+    /// Look at the requests for approval, and decide them
+    Approvals {
+        #[command(subcommand)]
+        command: ApprovalsCommand,
+    },
     /// Print past events, one CloudEvent a line
     Replay(ReplayArgs),
     /// Exit with 0 if the process behind the admin listener answers sign-ups; for health checks

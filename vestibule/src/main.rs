@@ -3,9 +3,11 @@
 //! Configuration is read once here; below it there are only values. `wiring` turns it into logs,
 //! stores, connectors and workers; each subcommand is one module.
 
+mod approvals;
 mod check;
 mod cli;
 mod config;
+mod deciding;
 mod migrate;
 mod readiness;
 mod ready;
@@ -69,6 +71,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Migrate { output } => migrate::migrate(&load()?, output).await?,
         Command::Check { output } => check::check(load(), &file, output)?,
         Command::Simulate(args) => return simulate::simulate(args, load).await,
+        Command::Approvals { command } => approvals::approvals(command, &load()?).await?,
         Command::Replay(args) => replay::replay(args, &load()?).await?,
         Command::Ready => return ready::ready(admin, load).await,
         Command::Completions { .. } => unreachable!("has been dealt with before the runtime"),

@@ -1,18 +1,19 @@
 //! Turns the configuration into the parts that run: log, stream, store, connectors, workers.
 
-use std::{fs, io::Write, path::Path, sync::Arc};
+use std::{fs, io::Write, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
 use secrecy::{ExposeSecret, SecretString};
-use vestibule_api::{AnswerAfter, BasicCredential, ConnectorSettings, ContractSettings};
+use vestibule_api::{AnswerAfter, BearerVerifier, ConnectorSettings, Decider};
 use vestibule_events::{
-    JetStream, JetStreamConfig, LocalLog, LocalLogConfig, NatsCredentials, PseudonymKey, Retention,
-    Role, relay,
+    ApprovalLinks, JetStream, JetStreamConfig, LocalLog, LocalLogConfig, NatsCredentials,
+    PseudonymKey, Retention, Role, relay,
 };
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_workers::{
-    Database, Notify, NotifySettings, Permissions, PermissionsSettings, Worker,
+    Accounts, ApprovalPages, ApprovalsSettings, Database, Notify, NotifySettings, Permissions,
+    PermissionsSettings, Worker,
 };
 
 use crate::config::{
@@ -133,51 +134,91 @@ fn generated_key(path: &Path) -> anyhow::Result<SecretString> {
     Ok(key.into())
 }
 
+/// A connector, and who fetches the keys of its bearer tokens.
 pub(crate) fn connector(
-    connector: ConnectorConfig,
+    connector: &ConnectorConfig,
+    decider: Decider,
     answer_after: AnswerAfter,
-) -> anyhow::Result<ConnectorSettings> {
-    let ConnectorConfig { name, protocol, credentials, rules, .. } = connector;
-    let credentials = credentials
-        .into_iter()
-        .map(|it| {
-            let password = it.password.fetch().with_context(|| {
-                format!("could not read the password of `{}` for connector {name}", it.name)
-            })?;
-            Ok(BasicCredential { name: it.name, user: it.user, password })
-        })
-        .collect::<anyhow::Result<_>>()?;
-    Ok(ConnectorSettings {
-        name,
-        protocol,
+) -> anyhow::Result<(ConnectorSettings, Vec<Arc<BearerVerifier>>)> {
+    // For the keys of bearer tokens: an issuer that redirects or hangs is of no use.
+    let client = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(KEYS_TIME_LIMIT)
+        .build()
+        .context("could not make an HTTP client")?;
+    let (mut credentials, mut verifiers) = (Vec::new(), Vec::new());
+    for config in &connector.credentials {
+        let (credential, verifier) = config.credential(&client).with_context(|| {
+            let name = &connector.name;
+            format!("could not make the credential `{}` of connector {name} ready", config.name)
+        })?;
+        credentials.push(credential);
+        verifiers.extend(verifier);
+    }
+    let settings = ConnectorSettings {
+        name: connector.name.clone(),
+        protocol: connector.protocol,
         credentials,
-        rules,
+        decider,
+        tenants: connector.tenants.clone(),
+        extensions: connector.extensions.clone(),
         deadline: connector.deadline,
         body_bytes_max: connector.body_bytes_max,
-        on_storage_failure: connector.on_storage_failure,
-        version: connector.version,
+        on_storage_failure: connector.on_storage_failure.clone(),
+        version: connector.version.clone(),
         answer_after,
-        contract: ContractSettings::default(),
-    })
+        contract: connector.contract.clone(),
+    };
+    Ok((settings, verifiers))
 }
+
+const KEYS_TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// Whether a worker's secrets are where the configuration says.
 pub(crate) fn check_secrets(config: &WorkerConfig) -> anyhow::Result<()> {
-    let EffectConfig::Notify(channels) = &config.effect else { return Ok(()) };
-    channels.iter().try_for_each(|it| it.settings(SecretSource::fetch).map(drop))
+    match &config.effect {
+        EffectConfig::Notify(channels) => {
+            channels.iter().try_for_each(|it| it.settings(SecretSource::fetch).map(drop))
+        }
+        EffectConfig::Accounts(accounts) => accounts.settings(SecretSource::fetch).map(drop),
+        EffectConfig::Database | EffectConfig::Permissions(_) | EffectConfig::Approvals(_) => {
+            Ok(())
+        }
+    }
 }
 
-pub(crate) fn worker(config: &WorkerConfig, store: &Store) -> anyhow::Result<Arc<dyn Worker>> {
-    Ok(match &config.effect {
+/// Where approvers decide, for the links in messages; `None` where the configuration does not say.
+fn approval_pages(config: &Config) -> anyhow::Result<Option<ApprovalPages>> {
+    let Some(base) = &config.approvals.link_base else { return Ok(None) };
+    let links = ApprovalLinks::new(&pseudonym_key(config)?);
+    let requests = ApprovalsSettings { expires_after: config.approvals.expires_after };
+    let pages = ApprovalPages::new(base, links, requests);
+    Ok(Some(pages.map_err(|error| anyhow::anyhow!("approvals.link_base: {}", error.message))?))
+}
+
+pub(crate) fn worker(
+    config: &Config,
+    worker: &WorkerConfig,
+    store: &Store,
+) -> anyhow::Result<Arc<dyn Worker>> {
+    Ok(match &worker.effect {
         EffectConfig::Database => Arc::new(Database::new(store.clone())),
         EffectConfig::Notify(channels) => {
             let with_secrets = |it: &ChannelConfig| it.settings(SecretSource::fetch);
             let channels = channels.iter().map(with_secrets).collect::<anyhow::Result<_>>()?;
-            Arc::new(Notify::new(NotifySettings { channels }, store.clone()).map_err(listed)?)
+            let settings = NotifySettings { channels, approvals: approval_pages(config)? };
+            Arc::new(Notify::new(settings, store.clone()).map_err(listed)?)
         }
         EffectConfig::Permissions(rules) => {
             let settings = PermissionsSettings { rules: rules.clone() };
             Arc::new(Permissions::new(settings, store.clone()).map_err(listed)?)
+        }
+        EffectConfig::Approvals(settings) => {
+            Arc::new(vestibule_workers::Approvals::new(settings.clone(), store.clone()))
+        }
+        EffectConfig::Accounts(accounts) => {
+            let settings = accounts.settings(SecretSource::fetch)?;
+            Arc::new(Accounts::new(settings, store.clone()).map_err(listed)?)
         }
     })
 }

@@ -1,11 +1,18 @@
 //! The `[connectors.<name>]` tables.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use vestibule_api::{Expression, OnError, OnStorageFailure, RuleOutcome, RuleSettings, Rules};
-use vestibule_events::{ConnectorName, InvalidName, Protocol, Step};
+use vestibule_api::{
+    ContractSettings, ErrorStatus, Expression, OnError, OnStorageFailure, RuleError, RuleOutcome,
+    RuleSettings, Rules,
+};
+use vestibule_events::{ConnectorName, InvalidName, Mode, Protocol, Step};
 
-use super::{reader::Section, secret, secret::SecretSource};
+use super::{
+    credentials::{self, CredentialConfig},
+    reader::Section,
+    reference::ReferenceConfig,
+};
 
 const TRY_AGAIN: &str =
     "We could not take your registration just now. Please try again in a minute.";
@@ -19,30 +26,45 @@ pub(crate) struct ConnectorConfig {
     pub(crate) name: ConnectorName,
     pub(crate) protocol: Protocol,
     pub(crate) credentials: Vec<CredentialConfig>,
-    pub(crate) rules: Rules,
+    pub(crate) rules: Arc<Rules>,
     pub(crate) deadline: Duration,
     pub(crate) body_bytes_max: usize,
     pub(crate) on_storage_failure: OnStorageFailure,
     /// What answers call the version of our API (contract 1.3).
     pub(crate) version: String,
+    pub(crate) contract: ContractSettings,
+    /// `custom-extension`: calls of other tenants or extensions are turned away; empty lets all in.
+    pub(crate) tenants: Vec<String>,
+    pub(crate) extensions: Vec<String>,
 }
 
-/// A Basic credential; several are valid at once, so that they can be rotated.
-#[derive(Debug)]
-pub(crate) struct CredentialConfig {
-    /// For metrics: which credential is still in use.
-    pub(crate) name: String,
-    pub(crate) user: String,
-    pub(crate) password: SecretSource,
+impl ConnectorConfig {
+    /// Everything that only a start can change, in a form to compare.
+    pub(super) fn beyond_rules(&self) -> String {
+        let Self { name, protocol, credentials, deadline, body_bytes_max, .. } = self;
+        let Self { on_storage_failure, version, contract, tenants, extensions, .. } = self;
+        let calls = (name, protocol, credentials, deadline, body_bytes_max);
+        let answers = (on_storage_failure, version, contract, tenants, extensions);
+        format!("{:?}", (calls, answers))
+    }
 }
 
-pub(super) fn read(root: &mut Section<'_>, listen: SocketAddr) -> Vec<ConnectorConfig> {
+/// What the file says elsewhere and connectors need.
+#[derive(Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub(super) listen: SocketAddr,
+    /// Where relative paths start.
+    pub(super) folder: &'a Path,
+    pub(super) reference: &'a ReferenceConfig,
+}
+
+pub(super) fn read(root: &mut Section<'_>, around: Surroundings<'_>) -> Vec<ConnectorConfig> {
     let connectors = root.named_sections("connectors", |name, section| {
         let name = name.parse::<ConnectorName>().unwrap_or_else(|InvalidName| {
             section.complain("", InvalidName.to_string());
             "invalid".parse().expect("is a name")
         });
-        read_connector(name, section, listen)
+        read_connector(name, section, around)
     });
     if connectors.is_empty() {
         root.complain("connectors", "needs at least one [connectors.NAME] table");
@@ -53,13 +75,10 @@ pub(super) fn read(root: &mut Section<'_>, listen: SocketAddr) -> Vec<ConnectorC
 fn read_connector(
     name: ConnectorName,
     section: &mut Section<'_>,
-    listen: SocketAddr,
+    around: Surroundings<'_>,
 ) -> ConnectorConfig {
-    let protocol = section.choice(
-        "protocol",
-        &[("api-connector", Protocol::ApiConnector)],
-        Protocol::ApiConnector,
-    );
+    let protocols = Protocol::ALL.map(|protocol| (protocol.as_str(), protocol));
+    let protocol = section.choice("protocol", &protocols, Protocol::ApiConnector);
     let deadline = section.duration("deadline", Duration::from_millis(800));
     if deadline.is_zero() || deadline > Duration::from_secs(20) {
         section
@@ -74,36 +93,40 @@ fn read_connector(
     let message = section.string("storage_failure_message").unwrap_or_else(|| TRY_AGAIN.into());
     let refuse =
         section.choice("on_storage_failure", &[("refuse", true), ("let-through", false)], true);
-    let credentials = section.sections("credentials", |credential| {
-        let user = credential.required("user");
-        if user.contains(':') {
-            credential.complain("user", "a colon ends the user in a Basic credential: leave it out");
+    let credentials = credentials::read(section, around.listen, around.folder);
+    let texts =
+        |section: &mut Section<'_>, key| section.list(key, "texts", |text| Some(text.to_owned()));
+    let tenants = texts(section, "tenants");
+    let extensions = texts(section, "extensions");
+    let contract = ContractSettings {
+        error_status: match section.integer("error_status", 400..410, 409) {
+            400 => ErrorStatus::BadRequest,
+            409 => ErrorStatus::Conflict,
+            _ => {
+                section.complain("error_status", "expected 409 or 400");
+                ErrorStatus::default()
+            }
+        },
+        claim_headers: texts(section, "claim_headers"),
+        block_title: section.string("block_title"),
+    };
+    for (key, its) in [
+        ("error_status", Protocol::CustomPolicy),
+        ("claim_headers", Protocol::CustomPolicy),
+        ("block_title", Protocol::CustomExtension),
+        ("tenants", Protocol::CustomExtension),
+        ("extensions", Protocol::CustomExtension),
+    ] {
+        if section.has(key) && its != protocol {
+            section.complain(key, format!("goes with `protocol = \"{}\"` only", its.as_str()));
         }
-        let password = secret(credential, "password");
-        if !credential.has("password") {
-            credential.complain("", "needs the key `password`");
-        }
-        if matches!(password, Some(SecretSource::Example(_))) && !listen.ip().is_loopback() {
-            credential.complain(
-                "password",
-                format!(
-                    "an example password is only for trying out on loopback, and `listen.connector` \
-                     is {listen}; set a real one: \"env:NAME\" or \"file:PATH\""
-                ),
-            );
-        }
-        let name = credential.string("name").unwrap_or_else(|| user.clone());
-        password.map(|password| CredentialConfig { name, user, password })
-    });
-    if !section.has("credentials") {
-        section.complain("", "needs at least one [[credentials]] table with `user` and `password`");
     }
-    let rules = read_rules(section);
+    let rules = read_rules(section, around.reference);
     ConnectorConfig {
         name,
         protocol,
-        credentials: credentials.into_iter().flatten().collect(),
-        rules,
+        credentials,
+        rules: Arc::new(rules),
         deadline,
         body_bytes_max: usize::try_from(body_bytes_max).unwrap_or(usize::MAX),
         on_storage_failure: if refuse {
@@ -112,10 +135,18 @@ fn read_connector(
             OnStorageFailure::LetThrough
         },
         version,
+        contract,
+        tenants,
+        extensions,
     }
 }
 
-fn read_rules(section: &mut Section<'_>) -> Rules {
+/// What a rule does; exactly one of them.
+const OUTCOMES: [&str; 5] = ["set", "reject", "block", "accept", "require_approval"];
+
+fn read_rules(section: &mut Section<'_>, reference: &ReferenceConfig) -> Rules {
+    let known = reference.known();
+    let compile = |rules| Rules::compile_with(rules, &known, &reference.messages);
     let mut index = 0;
     let mut settings: Vec<RuleSettings> = Vec::new();
     // Each rule is compiled where it is read, so that a complaint has its line.
@@ -126,24 +157,35 @@ fn read_rules(section: &mut Section<'_>) -> Rules {
             section.complain("name", format!("there is a rule `{}` already", rule.name));
         }
         // A rule without an outcome has been complained of; that it sets nothing only follows.
-        let has_outcome = ["set", "reject", "block"].iter().any(|key| section.has(key));
-        if let Err(errors) = Rules::compile(vec![rule.clone()]) {
-            for error in errors {
-                if !has_outcome && error.expression == Expression::Name {
-                    continue;
-                }
-                let (key, what) = match &error.expression {
-                    Expression::Name => ("name", String::new()),
-                    Expression::When => ("when", String::new()),
-                    Expression::Claim(claim) => ("set", format!("`{claim}`: ")),
-                };
-                section.complain(key, format!("{what}{}", error.message));
+        let has_outcome = OUTCOMES.iter().any(|key| section.has(key));
+        for error in compile(vec![rule.clone()]).err().into_iter().flatten() {
+            if has_outcome || error.expression != Expression::Name {
+                complain(section, &error);
             }
         }
         settings.push(rule);
     });
     // What does not compile has been complained of, so the result is never used then.
-    Rules::compile(settings).unwrap_or_default()
+    compile(settings).unwrap_or_default()
+}
+
+fn complain(section: &Section<'_>, error: &RuleError) {
+    let text_key = || {
+        let keys = ["reject", "block", "require_approval", "on_error_message"];
+        keys.into_iter().find(|key| section.has(key)).unwrap_or_default()
+    };
+    let (key, what) = match &error.expression {
+        Expression::Name => ("name", String::new()),
+        Expression::When => ("when", String::new()),
+        Expression::Claim(claim) => ("set", format!("`{claim}`: ")),
+        Expression::Message => (text_key(), String::new()),
+    };
+    let place = match (error.line, error.column) {
+        (1, 1) => String::new(),
+        (1, column) => format!(" (at its column {column})"),
+        (line, column) => format!(" (at its line {line}, column {column})"),
+    };
+    section.complain(key, format!("{what}{}{place}", error.message));
 }
 
 fn read_rule(section: &mut Section<'_>, index: usize) -> RuleSettings {
@@ -154,20 +196,31 @@ fn read_rule(section: &mut Section<'_>, index: usize) -> RuleSettings {
         |text| Step::ALL.into_iter().find(|step| step.as_str() == text),
     );
     let when = section.string("when").unwrap_or_else(|| "true".into());
+    let mode = section.choice("mode", &Mode::ALL.map(|mode| (mode.as_str(), mode)), Mode::Enforce);
     let set = section.strings("set");
     let reject = section.string("reject");
     let field = section.string("field");
     let block = section.string("block");
-    let given = ["set", "reject", "block"].into_iter().filter(|key| section.has(key)).count();
+    let accept = section.boolean("accept", true);
+    let require_approval = section.string("require_approval");
+    let given = OUTCOMES.into_iter().filter(|key| section.has(key)).count();
     if given != 1 {
-        section.complain("", "needs exactly one of `set`, `reject` and `block`");
+        section.complain(
+            "",
+            "needs exactly one of `set`, `reject`, `block`, `accept` and `require_approval`",
+        );
+    }
+    if !accept {
+        section.complain("accept", "can only be true; leave the rule out to not accept");
     }
     if field.is_some() && reject.is_none() {
         section.complain("field", "goes with `reject` only");
     }
-    let outcome = match (reject, block) {
-        (Some(message), _) => RuleOutcome::Reject { message, field },
-        (_, Some(message)) => RuleOutcome::Block { message },
+    let outcome = match (reject, block, require_approval) {
+        (Some(message), ..) => RuleOutcome::Reject { message, field },
+        (_, Some(message), _) => RuleOutcome::Block { message },
+        (.., Some(message)) => RuleOutcome::RequireApproval { message },
+        _ if section.has("accept") => RuleOutcome::Accept,
         _ => RuleOutcome::Set { claims: set.into_iter().collect() },
     };
     let on_error_message = section.string("on_error_message").unwrap_or_else(|| TRY_AGAIN.into());
@@ -177,5 +230,5 @@ fn read_rule(section: &mut Section<'_>, index: usize) -> RuleSettings {
         1 => OnError::Reject { message: on_error_message },
         _ => OnError::Block { message: on_error_message },
     };
-    RuleSettings { name, steps, when, outcome, on_error }
+    RuleSettings { name, steps, when, outcome, on_error, mode }
 }

@@ -4,8 +4,11 @@
 //! it only says where they are ([`SecretSource`]), and they are fetched by the process that needs
 //! them.
 
+mod approvals;
 mod connectors;
+mod credentials;
 mod reader;
+mod reference;
 mod secret;
 mod values;
 mod workers;
@@ -18,12 +21,18 @@ use std::{
 
 use anyhow::Context;
 
-use self::reader::{Document, Section};
 pub(crate) use self::{
+    approvals::ApprovalsConfig,
     connectors::ConnectorConfig,
+    credentials::CredentialConfig,
     reader::{Complaints, did_you_mean},
+    reference::{ListConfig, LookupConfig, ReferenceConfig},
     secret::SecretSource,
     workers::{ChannelConfig, EffectConfig, WorkerConfig},
+};
+use self::{
+    connectors::Surroundings,
+    reader::{Document, Section},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -32,6 +41,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Everything that `vestibule.toml` says, defaults filled in.
 #[derive(Debug)]
 pub(crate) struct Config {
+    /// Where it was read from.
+    pub(crate) file: PathBuf,
     /// The folder of the local log, the embedded store and the generated key.
     pub(crate) data: PathBuf,
     /// The key of pseudonyms and fingerprints; `None` means one generated in `data`.
@@ -41,6 +52,9 @@ pub(crate) struct Config {
     /// `None` means embedded: workers consume the local log.
     pub(crate) nats: Option<NatsConfig>,
     pub(crate) store: StoreConfig,
+    /// Lists, lookups and messages: what rules refer to.
+    pub(crate) reference: ReferenceConfig,
+    pub(crate) approvals: ApprovalsConfig,
     pub(crate) connectors: Vec<ConnectorConfig>,
     pub(crate) workers: Vec<WorkerConfig>,
 }
@@ -48,7 +62,16 @@ pub(crate) struct Config {
 #[derive(Debug)]
 pub(crate) struct ListenConfig {
     pub(crate) connector: SocketAddr,
+    /// `None` means plain HTTP, behind a proxy that ends TLS.
+    pub(crate) tls: Option<TlsConfig>,
     pub(crate) admin: SocketAddr,
+}
+
+/// Where the listener's certificate chain and key are, in PEM.
+#[derive(Clone, Debug)]
+pub(crate) struct TlsConfig {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 #[derive(Debug)]
@@ -128,14 +151,48 @@ impl Config {
                      \"env:NAME\" or \"file:PATH\" at the top of the file",
                 );
             }
-            let listen = root.section("listen", read_listen);
+            // Relative paths start where the file is, wherever we were started.
+            let folder = file.parent().unwrap_or(Path::new(""));
+            let listen = root.section("listen", |section| read_listen(section, folder));
             let log = root.section("log", |section| read_log(section, nats.is_some()));
             let store = root.section("store", read_store);
-            let connectors = connectors::read(root, listen.connector);
+            let reference = reference::read(root, folder);
+            let approvals =
+                root.section("approvals", |section| approvals::read(section, &reference.messages));
+            let around = Surroundings { listen: listen.connector, folder, reference: &reference };
+            let connectors = connectors::read(root, around);
             let names: Vec<_> = connectors.iter().map(|it| it.name.as_str()).collect();
-            let workers = workers::read(root, &names);
-            Self { data, key, listen, log, nats, store, connectors, workers }
+            let workers = workers::read(root, &names, &approvals);
+            Self {
+                file: file.to_owned(),
+                data,
+                key,
+                listen,
+                log,
+                nats,
+                store,
+                reference,
+                approvals,
+                connectors,
+                workers,
+            }
         })
+    }
+
+    /// Everything that only a start can change, in a form to compare.
+    pub(crate) fn beyond_rules(&self) -> String {
+        let connectors: Vec<_> =
+            self.connectors.iter().map(ConnectorConfig::beyond_rules).collect();
+        let Self { data, key, listen, log, nats, store, workers, .. } = self;
+        let approvals = (self.approvals.expires_after, &self.approvals.link_base);
+        format!("{:?}", (data, key, listen, log, nats, store, workers, approvals, connectors))
+    }
+
+    /// Whether anybody may have to wait for an approver, so that requests have to be kept.
+    pub(crate) fn has_approvals(&self) -> bool {
+        self.approvals.is_configured
+            || self.connectors.iter().any(|it| it.rules.ask_for_approval())
+            || self.workers.iter().any(|it| matches!(it.effect, EffectConfig::Approvals(_)))
     }
 
     /// The file of the local log.
@@ -148,7 +205,25 @@ fn secret(section: &mut Section<'_>, key: &'static str) -> Option<SecretSource> 
     section.private(key, SecretSource::EXPECTED, SecretSource::parse)
 }
 
-fn read_listen(section: &mut Section<'_>) -> ListenConfig {
+/// A table of names, such as those of headers, each with a secret.
+fn secrets(section: &mut Section<'_>, key: &'static str) -> Vec<(String, SecretSource)> {
+    let entries = section.strings(key).into_iter().filter_map(|(name, value)| {
+        let source = SecretSource::parse(&value);
+        if source.is_none() {
+            section.complain(key, format!("`{name}`: expected {}", SecretSource::EXPECTED));
+        }
+        Some((name, source?))
+    });
+    entries.collect()
+}
+
+fn read_listen(section: &mut Section<'_>, folder: &Path) -> ListenConfig {
+    let tls = section.section("tls", |tls| {
+        tls.is_present().then(|| TlsConfig {
+            certificate: folder.join(tls.required("certificate")),
+            key: folder.join(tls.required("key")),
+        })
+    });
     let mut address = |key, default: &str| {
         let expected = "an address and port such as \"127.0.0.1:7171\"";
         section
@@ -158,6 +233,7 @@ fn read_listen(section: &mut Section<'_>) -> ListenConfig {
     ListenConfig {
         connector: address("connector", "127.0.0.1:7171"),
         admin: address("admin", "127.0.0.1:7172"),
+        tls,
     }
 }
 
@@ -287,7 +363,7 @@ mod tests {
         assert_eq!(connector.name.as_str(), "partners");
         assert_eq!(connector.deadline, Duration::from_millis(800));
         assert_eq!(connector.body_bytes_max, 65_536);
-        assert_eq!(connector.credentials[0].user, "entra");
+        assert_eq!(connector.credentials[0].name, "entra");
         let workers: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
         assert_eq!(workers, ["notify", "database", "permissions"]);
     }

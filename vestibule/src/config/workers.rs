@@ -1,18 +1,19 @@
-//! The `[workers]` tables: the three built-in workers and how each of them goes about its work.
+//! The `[workers]` tables: the built-in workers and how each of them goes about its work.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use secrecy::SecretString;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use vestibule_events::{ConnectorName, Filter, Kind, Start};
+use vestibule_events::{ApprovalLinks, ConnectorName, Filter, Kind, PseudonymKey, Start};
 use vestibule_workers::{
-    ChannelKind, ChannelSettings, GrantRule, MailLogin, MailTls, Notify, NotifySettings,
-    Permissions, PermissionsSettings, Recipient, RetryPolicy, WebhookFormat, WorkerSettings,
+    Accounts, AccountsSettings, ApprovalPages, ApprovalsSettings, ChannelKind, ChannelSettings,
+    GrantRule, GraphSettings, MailLogin, MailTls, Notify, NotifySettings, Permissions,
+    PermissionsSettings, Recipient, RetryPolicy, WebhookFormat, WorkerSettings,
 };
 
 use super::{
-    Login, MINUTE, SecretSource,
+    ApprovalsConfig, Login, MINUTE, SecretSource,
     reader::{Section, quoted},
     secret,
 };
@@ -31,6 +32,8 @@ impl WorkerConfig {
             EffectConfig::Notify(_) => "notify",
             EffectConfig::Database => "database",
             EffectConfig::Permissions(_) => "permissions",
+            EffectConfig::Approvals(_) => "approvals",
+            EffectConfig::Accounts(_) => "accounts",
         }
     }
 }
@@ -41,6 +44,39 @@ pub(crate) enum EffectConfig {
     Notify(Vec<ChannelConfig>),
     Database,
     Permissions(Vec<GrantRule>),
+    Approvals(ApprovalsSettings),
+    Accounts(AccountsConfig),
+}
+
+/// How accounts of approved people are made.
+#[derive(Debug)]
+pub(crate) struct AccountsConfig {
+    tenant: String,
+    client_id: String,
+    client_secret: SecretSource,
+    graph: Option<String>,
+    token: Option<String>,
+    domain: String,
+    redirect: String,
+    invitation_message: bool,
+}
+
+impl AccountsConfig {
+    /// What the worker needs, with the secret that `fetch` brings.
+    pub(crate) fn settings(
+        &self,
+        fetch: impl Fn(&SecretSource) -> anyhow::Result<SecretString>,
+    ) -> anyhow::Result<AccountsSettings> {
+        let secret = fetch(&self.client_secret)?;
+        let mut graph = GraphSettings::new(&self.tenant, &self.client_id, secret);
+        if let Some(url) = &self.graph {
+            graph.base_url.clone_from(url);
+        }
+        graph.token_url.clone_from(&self.token);
+        let mut settings = AccountsSettings::new(graph, &self.domain, &self.redirect);
+        settings.send_invitation_message = self.invitation_message;
+        Ok(settings)
+    }
 }
 
 /// One way of telling somebody.
@@ -105,11 +141,16 @@ impl ChannelConfig {
     }
 
     /// Complains of templates and addresses that would fail later.
-    fn check(&self, section: &Section<'_>) {
+    fn check(&self, section: &Section<'_>, approvals: &ApprovalsConfig) {
         // Good for a URL, a header and a password alike; the real ones may be out of reach here.
         let stand_in = |_: &SecretSource| Ok("https://stand-in.invalid/".into());
         let channel = self.settings(stand_in).expect("a stand-in is always there");
-        if let Err(complaints) = Notify::check(&NotifySettings { channels: vec![channel] }) {
+        let links = ApprovalLinks::new(&PseudonymKey::new(b"a stand-in, too".to_vec()));
+        let requests = ApprovalsSettings { expires_after: approvals.expires_after };
+        let pages = |base: &String| ApprovalPages::new(base, links, requests).ok();
+        let approvals = approvals.link_base.as_ref().and_then(pages);
+        let settings = NotifySettings { channels: vec![channel], approvals };
+        if let Err(complaints) = Notify::check(&settings) {
             let key = |key| if key == "login" { "user" } else { key };
             complaints.into_iter().for_each(|it| section.complain(key(it.key), it.message));
         }
@@ -120,10 +161,16 @@ impl ChannelConfig {
 const THE_PERSON: &str = "person";
 
 /// `connectors` are those of the file: a worker that waits for another one's events waits for ever.
-pub(super) fn read(root: &mut Section<'_>, connectors: &[&str]) -> Vec<WorkerConfig> {
+pub(super) fn read(
+    root: &mut Section<'_>,
+    connectors: &[&str],
+    approvals: &ApprovalsConfig,
+) -> Vec<WorkerConfig> {
+    let expires_after = approvals.expires_after;
     root.section("workers", |section| {
         let notify = section.section("notify", |it| {
-            let channels = it.sections("channels", |channel| read_channel(channel, connectors));
+            let channels =
+                it.sections("channels", |channel| read_channel(channel, connectors, approvals));
             if it.is_present() && channels.is_empty() {
                 it.complain("", "needs at least one [[workers.notify.channels]] table");
             }
@@ -139,8 +186,53 @@ pub(super) fn read(root: &mut Section<'_>, connectors: &[&str]) -> Vec<WorkerCon
             }
             read_worker(it, EffectConfig::Permissions(rules), connectors)
         });
-        [notify, database, permissions].into_iter().flatten().collect()
+        let approvals = section.section("approvals", |it| {
+            let effect = EffectConfig::Approvals(ApprovalsSettings { expires_after });
+            read_worker(it, effect, connectors)
+        });
+        let accounts = section.section("accounts", |it| {
+            let effect = read_accounts(it)?;
+            read_worker(it, EffectConfig::Accounts(effect), connectors)
+        });
+        let workers = [notify, database, permissions, approvals, accounts];
+        workers.into_iter().flatten().collect()
     })
+}
+
+fn read_accounts(section: &mut Section<'_>) -> Option<AccountsConfig> {
+    let is_present = section.is_present();
+    let mut required = |key| {
+        let text = section.string(key);
+        if is_present && !section.has(key) {
+            section.complain("", format!("needs the key `{key}`"));
+        }
+        text
+    };
+    let [tenant, client_id, domain, redirect] =
+        ["tenant", "client_id", "domain", "invite_redirect_url"].map(&mut required);
+    let client_secret = secret(section, "client_secret");
+    if is_present && !section.has("client_secret") {
+        section.complain("", "needs the key `client_secret`");
+    }
+    let graph = section.string("graph_url");
+    let token = section.string("token_url");
+    let invitation_message = section.boolean("send_invitation_message", false);
+    let accounts = AccountsConfig {
+        tenant: tenant?,
+        client_id: client_id?,
+        client_secret: client_secret?,
+        graph,
+        token,
+        domain: domain?,
+        redirect: redirect?,
+        invitation_message,
+    };
+    let stand_in = |_: &SecretSource| Ok("stand-in".into());
+    let settings = accounts.settings(stand_in).expect("a stand-in is always there");
+    for complaint in Accounts::check(&settings).err().into_iter().flatten() {
+        section.complain(complaint.key, complaint.message);
+    }
+    Some(accounts)
 }
 
 /// What every worker has, or `None` where the file does not want this one.
@@ -225,7 +317,11 @@ enum KindWord {
     Mail,
 }
 
-fn read_channel(section: &mut Section<'_>, connectors: &[&str]) -> Option<ChannelConfig> {
+fn read_channel(
+    section: &mut Section<'_>,
+    connectors: &[&str],
+    approvals: &ApprovalsConfig,
+) -> Option<ChannelConfig> {
     let name = section.required("name");
     let filter = read_filter(section, Filter::default(), connectors);
     let subject = section.required("subject");
@@ -243,7 +339,7 @@ fn read_channel(section: &mut Section<'_>, connectors: &[&str]) -> Option<Channe
     let channel = ChannelConfig { name, filter, subject, body, target: target? };
     let is_complete = ["name", "subject", "body"].iter().all(|key| section.has(key));
     if is_complete {
-        channel.check(section);
+        channel.check(section, approvals);
     }
     Some(channel)
 }
@@ -260,14 +356,7 @@ fn read_webhook(section: &mut Section<'_>) -> Option<ChannelTarget> {
     }
     // The URL of an incoming webhook is the right to post there, so it is a secret.
     let url = secret(section, "url");
-    let headers = section.strings("headers").into_iter().filter_map(|(name, value)| {
-        let source = SecretSource::parse(&value);
-        if source.is_none() {
-            section.complain("headers", format!("`{name}`: expected {}", SecretSource::EXPECTED));
-        }
-        Some((name, source?))
-    });
-    let headers = headers.collect();
+    let headers = super::secrets(section, "headers");
     Some(ChannelTarget::Webhook { url: url?, format, headers })
 }
 

@@ -28,10 +28,7 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let prepare = async {
-        if opened.get().is_none() {
-            let store = store(&config).await?;
-            opened.get_or_init(|| store);
-        }
+        open_store(Arc::clone(&config), Arc::clone(&opened)).await?;
         stream(&config).await?;
         anyhow::Ok(opened.get().expect("it was opened above").clone())
     };
@@ -41,7 +38,7 @@ pub(super) async fn run(
     };
     let mut workers = JoinSet::new();
     for worker in &config.workers {
-        let effect = wiring::worker(worker, &store)
+        let effect = wiring::worker(&config, worker, &store)
             .with_context(|| format!("could not set up the worker {}", worker.name()))?;
         let (settings, log) = (worker.settings.clone(), Arc::clone(&log));
         let (store, metrics, stop) = (store.clone(), metrics.clone(), stop.clone());
@@ -54,6 +51,18 @@ pub(super) async fn run(
         });
     }
     while workers.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Opens the store where nobody has, waiting for a server that is away.
+pub(super) async fn open_store(
+    config: Arc<Config>,
+    opened: Arc<OnceLock<Store>>,
+) -> anyhow::Result<()> {
+    if opened.get().is_none() {
+        let store = store(&config).await?;
+        opened.get_or_init(|| store);
+    }
     Ok(())
 }
 

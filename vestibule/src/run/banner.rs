@@ -2,11 +2,12 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use crate::config::{Config, SecretSource, WorkerConfig};
+use crate::config::{Config, CredentialConfig, SecretSource, WorkerConfig};
 
 /// Made from the configuration, and printed once the addresses are known.
 pub(super) struct Banner {
     text: String,
+    scheme: &'static str,
     connector: String,
     credential: String,
     command: String,
@@ -15,14 +16,18 @@ pub(super) struct Banner {
 impl Banner {
     pub(super) fn new(config: &Config, file: &Path) -> Self {
         let first = config.connectors.first();
-        let credential =
-            first.and_then(|it| it.credentials.first()).map_or_else(String::new, |it| {
-                match &it.password {
-                    SecretSource::Example(password) => format!("{}:{password}", it.user),
+        let credential = first
+            .and_then(|it| it.credentials.iter().find_map(CredentialConfig::basic))
+            .map_or_else(
+                // Some other credential, which a line of text does not have at hand.
+                || "USER".to_owned(),
+                |(user, password)| match password {
+                    SecretSource::Example(password) => format!("{user}:{password}"),
                     // curl asks for the password.
-                    _ => it.user.clone(),
-                }
-            });
+                    _ => user.to_owned(),
+                },
+            );
+        let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
         let workers: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
         let over = config.nats.as_ref().map_or("the local log".to_owned(), |nats| {
             format!("the stream {} at {}", nats.stream, nats.url)
@@ -37,6 +42,7 @@ impl Banner {
         let program = std::env::args().next().unwrap_or_else(|| "vestibule".into());
         Self {
             text,
+            scheme,
             connector: first.map_or_else(String::new, |it| it.name.to_string()),
             credential,
             command: if default_data {
@@ -48,8 +54,8 @@ impl Banner {
     }
 
     pub(super) fn print(&self, connector: SocketAddr, admin: SocketAddr) {
-        let Self { text, connector: name, credential, command, .. } = self;
-        let url = format!("http://{connector}/connectors/{name}/before-create");
+        let Self { text, scheme, connector: name, credential, command } = self;
+        let url = format!("{scheme}://{connector}/connectors/{name}/before-create");
         println!(
             "Vestibule is up.\n\n  connector  {url}\n  admin      http://{admin} (/healthz, \
              /readyz, /metrics)\n{text}\nTry a sign-up:\n\n  \

@@ -4,6 +4,7 @@
 mod backstage;
 mod banner;
 mod process;
+mod reload;
 
 use std::{
     path::Path,
@@ -26,12 +27,11 @@ use crate::{
 };
 
 /// Everything in one process.
-pub(crate) async fn up(mut config: Config, file: &Path) -> anyhow::Result<()> {
+pub(crate) async fn up(config: Config, file: &Path) -> anyhow::Result<()> {
     let mut process = Process::begin()?;
     let log = wiring::local_log(&config).await?;
     let mut parts = Parts { log: Some(log.clone()), ..Parts::default() };
     let banner = Banner::new(&config, file);
-    let connectors = std::mem::take(&mut config.connectors);
     let config = Arc::new(config);
 
     let worker_log: Arc<dyn EventLog> = match &config.nats {
@@ -54,10 +54,10 @@ pub(crate) async fn up(mut config: Config, file: &Path) -> anyhow::Result<()> {
     }
     parts.store = Some(Arc::clone(&store));
     let metrics = WorkerMetrics::register(&mut process.registry);
+    let connector = process.connector(&config, Some(Arc::clone(&store)), &log).await?;
     let backstage =
         backstage::run(Arc::clone(&config), worker_log, store, metrics, process.stop.clone());
     process.spawn("workers", Without::GoesOn, backstage);
-    let connector = process.connector(&config, connectors, &log).await?;
     let admin = process.admin(parts, config.listen.admin).await?;
     banner.print(connector, admin);
     let ended = process.run().await;
@@ -66,9 +66,9 @@ pub(crate) async fn up(mut config: Config, file: &Path) -> anyhow::Result<()> {
 }
 
 /// The connector endpoint, with the relay unless that is a process of its own.
-pub(crate) async fn api(mut config: Config, without_relay: bool) -> anyhow::Result<()> {
+pub(crate) async fn api(config: Config, without_relay: bool) -> anyhow::Result<()> {
     let mut process = Process::begin()?;
-    let connectors = std::mem::take(&mut config.connectors);
+    let config = Arc::new(config);
     let nats = needs_nats(&config, "vestibule api")?;
     let log = wiring::local_log(&config).await?;
     let mut parts = Parts { log: Some(log.clone()), ..Parts::default() };
@@ -82,7 +82,20 @@ pub(crate) async fn api(mut config: Config, without_relay: bool) -> anyhow::Resu
     } else {
         parts.stream = Some(process.relay(&config, nats, &log).await?);
     }
-    let connector = process.connector(&config, connectors, &log).await?;
+    // The connector itself needs no store; requests for approval are kept there.
+    if config.has_approvals() {
+        let store = Arc::new(OnceLock::new());
+        let opening = backstage::open_store(Arc::clone(&config), Arc::clone(&store));
+        let stop = process.stop.clone();
+        process.spawn("store", Without::GoesOn, async move {
+            tokio::select! {
+                () = stop.cancelled() => Ok(()),
+                opened = opening => opened,
+            }
+        });
+        parts.store = Some(store);
+    }
+    let connector = process.connector(&config, parts.store.clone(), &log).await?;
     let admin = process.admin(parts, config.listen.admin).await?;
     info!(%connector, %admin, "the connector answers");
     let ended = process.run().await;
@@ -103,7 +116,7 @@ pub(crate) async fn worker(config: Config, names: &[String]) -> anyhow::Result<(
     let stream = process.stream(&config, nats, Role::Worker).await?;
     let metrics = WorkerMetrics::register(&mut process.registry);
     for worker in &workers {
-        let effect = wiring::worker(worker, &opened)
+        let effect = wiring::worker(&config, worker, &opened)
             .with_context(|| format!("could not set up the worker {}", worker.name()))?;
         let run = vestibule_workers::run(
             effect,

@@ -1,9 +1,15 @@
 //! A process: its parts as tasks, the signals that stop it, and the order in which it stops.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use async_trait::async_trait;
+use axum::Router;
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
@@ -12,11 +18,17 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use vestibule_api::{AnswerAfter, Api, Durable, ServerLimits, admin_router, router, serve};
+use vestibule_api::{
+    AnswerAfter, Api, ApprovalDesk, Approvals, Durable, ListMetrics, LookupMetrics, ServerLimits,
+    Tls, TlsSettings, admin_router, approvals_router, publish_decisions, router, serve, serve_tls,
+};
 use vestibule_events::{JetStream, LocalLog, Role, relay};
+use vestibule_store::Store;
 
+use super::reload::{Reload, ReloadMetrics};
 use crate::{
-    config::{self, Config, ConnectorConfig, NatsConfig},
+    config::{self, Config, NatsConfig, TlsConfig},
+    deciding::{Deciding, Gauges},
     readiness::Parts,
     wiring,
 };
@@ -126,25 +138,91 @@ impl Process {
     }
 
     /// Starts to take calls; gives the address, as the configuration may say port 0.
+    ///
+    /// With a store, sooner or later open, requests for approval are decided here too, and their
+    /// decisions brought to the log.
     pub(super) async fn connector(
         &mut self,
-        config: &Config,
-        connectors: Vec<ConnectorConfig>,
+        config: &Arc<Config>,
+        store: Option<Arc<OnceLock<Store>>>,
         log: &LocalLog,
     ) -> anyhow::Result<SocketAddr> {
-        let key = wiring::pseudonym_key(config)?;
+        let key = Arc::new(wiring::pseudonym_key(config)?);
+        let desk = store.map(|store| ApprovalDesk::new(store, Arc::clone(&key)));
+        let approvals = desk.clone().map(|it| Arc::new(it) as Arc<dyn Approvals>);
+        let gauges = Gauges {
+            lists: ListMetrics::register(&mut self.registry),
+            lookups: LookupMetrics::register(&mut self.registry),
+        };
+        let deciding = Deciding::load(config, approvals.clone(), &gauges, None).await?;
+        for missing in &deciding.missing {
+            warn!(error = %missing, "a list is not there yet; rules that ask it go by on_error");
+        }
         let answer_after = match config.log.answer_after {
             config::AnswerAfter::Disk => AnswerAfter::Disk,
             config::AnswerAfter::Stream => {
                 AnswerAfter::Stream(Arc::new(Relayed(self.progress.clone())))
             }
         };
-        let connectors = connectors
-            .into_iter()
-            .map(|it| wiring::connector(it, answer_after.clone()))
-            .collect::<anyhow::Result<_>>()?;
-        let api = Api::new(Arc::new(log.clone()), Arc::new(key), connectors, &mut self.registry)?;
+        let mut connectors = Vec::new();
+        for connector in &config.connectors {
+            let decider = deciding.deciders[&connector.name].clone();
+            let (connector, verifiers) =
+                wiring::connector(connector, decider, answer_after.clone())?;
+            connectors.push(connector);
+            for verifier in verifiers {
+                let stop = self.stop.clone();
+                self.spawn("keys of bearer tokens", Without::GoesOn, async move {
+                    verifier.run(stop).await;
+                    Ok(())
+                });
+            }
+        }
+        let api = Api::new(Arc::new(log.clone()), key, connectors, &mut self.registry)?;
         log.register(&mut self.registry);
+        let metrics = ReloadMetrics::register(&mut self.registry);
+        let config = Arc::clone(config);
+        let reload = Reload {
+            config: Arc::clone(&config),
+            deciding,
+            approvals,
+            gauges,
+            metrics,
+            api: api.clone(),
+        };
+        self.spawn("reload", Without::GoesOn, reload.run(self.stop.clone()));
+
+        let mut routes = router(api);
+        if let Some(desk) = desk {
+            routes = routes.merge(approvals_router(desk.clone()));
+            let publishing = publish_decisions(desk, Arc::new(log.clone()), self.stop.clone());
+            self.spawn("decisions", Without::GoesOn, async move {
+                publishing.await;
+                Ok(())
+            });
+        }
+        self.listen(&config, routes).await
+    }
+
+    async fn listen(&mut self, config: &Config, routes: Router) -> anyhow::Result<SocketAddr> {
+        let tls = match &config.listen.tls {
+            None => None,
+            Some(TlsConfig { certificate, key }) => {
+                let asks = |it: &config::CredentialConfig| it.is_certificate_of_connection();
+                let mut credentials = config.connectors.iter().flat_map(|it| &it.credentials);
+                let (certificate, key) = (certificate.clone(), key.clone());
+                let ask_for_client_certificate = credentials.any(asks);
+                let settings = TlsSettings { certificate, key, ask_for_client_certificate };
+                let tls = Tls::load(settings).context("listen.tls")?;
+                tls.register(&mut self.registry);
+                let (watched, stop) = (tls.clone(), self.stop.clone());
+                self.spawn("certificate", Without::GoesOn, async move {
+                    watched.watch(stop).await;
+                    Ok(())
+                });
+                Some(tls)
+            }
+        };
         let (listener, address) = bind(config.listen.connector, "listen.connector").await?;
         let answered = CancellationToken::new();
         let guard = answered.clone().drop_guard();
@@ -152,7 +230,12 @@ impl Process {
         let stop = self.stop_calls.clone();
         self.spawn("connector", Without::Ends, async move {
             let _answered_at_the_end = guard;
-            Ok(serve(listener, router(api), ServerLimits::default(), stop).await?)
+            let limits = ServerLimits::default();
+            match tls {
+                Some(tls) => serve_tls(listener, tls, routes, limits, stop).await?,
+                None => serve(listener, routes, limits, stop).await?,
+            }
+            Ok(())
         });
         Ok(address)
     }

@@ -26,6 +26,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use time::OffsetDateTime;
 use tokio::{task::JoinSet, time::Instant};
 use vestibule_api::OnStorageFailure;
+use vestibule_events::Protocol;
 
 use self::{
     people::Crowd,
@@ -35,7 +36,7 @@ use self::{
 };
 use crate::{
     cli::Output,
-    config::{Config, ConnectorConfig, SecretSource, did_you_mean},
+    config::{Config, ConnectorConfig, CredentialConfig, SecretSource, did_you_mean},
 };
 
 const EXAMPLES: &str = "\
@@ -157,6 +158,13 @@ fn target(args: &SimulateArgs, config: &anyhow::Result<Config>) -> anyhow::Resul
         }
     };
     let connector = connector(args, config)?;
+    anyhow::ensure!(
+        connector.protocol == Protocol::ApiConnector,
+        "connector {} speaks {}, and this plays a platform that speaks api-connector; name another \
+         with --connector",
+        connector.name,
+        connector.protocol.as_str()
+    );
     let url = args.url.clone().unwrap_or_else(|| {
         let mut address = config.listen.connector;
         // Listening everywhere includes here.
@@ -167,18 +175,20 @@ fn target(args: &SimulateArgs, config: &anyhow::Result<Config>) -> anyhow::Resul
                 std::net::Ipv6Addr::LOCALHOST.into()
             });
         }
-        format!("http://{address}/connectors/{}", connector.name)
+        let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}/connectors/{}", connector.name)
     });
     let (user, password) = match given {
         Some(given) => given,
         None => {
-            let credential = connector.credentials.first().with_context(|| {
+            let basic = connector.credentials.iter().find_map(CredentialConfig::basic);
+            let (user, password) = basic.with_context(|| {
                 format!(
-                    "connector {} has no credential; give --user and --password",
+                    "connector {} has no Basic credential; give --user and --password",
                     connector.name
                 )
             })?;
-            (credential.user.clone(), &credential.password)
+            (user.to_owned(), password)
         }
     };
     let password = password.fetch().context("could not read the password to call with")?;

@@ -391,6 +391,8 @@ struct Acting {
 enum Does {
     Record,
     Grant,
+    /// What leaves nothing of ours behind for every sign-up.
+    Other,
     /// One notification for each of these channels.
     Notify(Vec<Filter>),
 }
@@ -400,6 +402,7 @@ impl Acting {
         let does = match &worker.effect {
             EffectConfig::Database => Does::Record,
             EffectConfig::Permissions(_) => Does::Grant,
+            EffectConfig::Approvals(_) | EffectConfig::Accounts(_) => Does::Other,
             EffectConfig::Notify(channels) => {
                 // Nothing is sent from here, so the secrets stay where they are.
                 let filter = |channel: &ChannelConfig| {
@@ -415,6 +418,7 @@ impl Acting {
         match self.does {
             Does::Record => &[SIGN_UP, PERSON_CHANGE],
             Does::Grant => &[GRANT_SET],
+            Does::Other => &[],
             Does::Notify(_) => &[NOTIFICATION],
         }
     }
@@ -425,11 +429,15 @@ fn wanted(event: &SignUpEvent, workers: &[Acting]) -> Effects {
     let mut wanted = Effects::default();
     for worker in workers.iter().filter(|worker| worker.filter.matches(event)) {
         match &worker.does {
+            // What becomes of a sign-up later is noted of its person, and is no second sign-up.
+            Does::Record
+                if Kind::of(event.sign_up.step, &event.decision.outcome) != Some(event.kind) => {}
             Does::Record => {
                 wanted.sign_ups = 1;
                 wanted.person_changes = 1;
             }
             Does::Grant => wanted.grant_sets = 1,
+            Does::Other => {}
             Does::Notify(channels) => {
                 let channels = channels.iter().filter(|channel| channel.matches(event));
                 wanted.notifications = u32::try_from(channels.count()).unwrap_or(u32::MAX);

@@ -1,0 +1,255 @@
+//! Has a change of rules, lists, lookups and messages take hold without a restart.
+//!
+//! The configuration, and every file it names for these, is looked at each second; a hangup signal
+//! has it looked at at once. A change is taken as a whole or not at all: with a mistake in it, it is
+//! refused with the same words as at a start, and what was in force stays. Lists of a database are
+//! loaded anew at their own pace.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+use time::OffsetDateTime;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use vestibule_api::{Api, Approvals, FileStamp, List, ListError};
+
+use crate::{
+    config::Config,
+    deciding::{Deciding, Gauges},
+};
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A list that a database could not give is asked for this soon again.
+const MISSING_LIST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What watching the files needs.
+pub(super) struct Reload {
+    pub(super) config: Arc<Config>,
+    pub(super) deciding: Deciding,
+    pub(super) approvals: Option<Arc<dyn Approvals>>,
+    pub(super) gauges: Gauges,
+    pub(super) metrics: ReloadMetrics,
+    pub(super) api: Api,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+/// Whether changes were taken, and when the last one was.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ReloadMetrics {
+    reloads: Family<OutcomeLabels, Counter>,
+    last: Gauge,
+}
+
+impl ReloadMetrics {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let it = Self::default();
+        for outcome in ["taken", "refused"] {
+            it.reloads.get_or_create_owned(&OutcomeLabels { outcome });
+        }
+        it.last.set(OffsetDateTime::now_utc().unix_timestamp());
+        registry.register(
+            "vestibule_configuration_reloads",
+            "Changes of the configuration while it runs, taken or refused",
+            it.reloads.clone(),
+        );
+        registry.register_with_unit(
+            "vestibule_configuration_last_taken",
+            "When the configuration in force was read, as Unix time",
+            Unit::Seconds,
+            it.last.clone(),
+        );
+        it
+    }
+
+    fn count(&self, outcome: &'static str) {
+        self.reloads.get_or_create_owned(&OutcomeLabels { outcome }).inc();
+    }
+}
+
+type Stamps = HashMap<PathBuf, Option<FileStamp>>;
+
+impl Reload {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut hangup = signal(SignalKind::hangup()).context("could not listen for signals")?;
+        let mut due = HashMap::new();
+        self.plan_lists(&mut due);
+        let mut loads = JoinSet::new();
+        let mut seen = stamps(watched(&self.config)).await;
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let asked = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                asked = next_look(&mut hangup, &mut ticks) => asked,
+                Some(loaded) = loads.join_next() => {
+                    self.take_list(loaded, &mut due);
+                    continue;
+                }
+            };
+            self.load_due_lists(&mut due, &mut loads);
+            let now = stamps(watched(&self.config)).await;
+            if !asked && now == seen {
+                continue;
+            }
+            match self.reload().await {
+                Ok(changed_beyond) => {
+                    self.metrics.count("taken");
+                    self.metrics.last.set(OffsetDateTime::now_utc().unix_timestamp());
+                    info!("the changed configuration is in force: rules, lists, lookups, messages");
+                    if changed_beyond {
+                        warn!(
+                            "the configuration has changed in more than rules, lists, lookups and \
+                             messages; the rest takes hold at the next start"
+                        );
+                    }
+                    due.clear();
+                    self.plan_lists(&mut due);
+                }
+                Err(error) => {
+                    self.metrics.count("refused");
+                    error!(
+                        error = format!("{error:#}"),
+                        "the changed configuration is refused; what was in force stays"
+                    );
+                }
+            }
+            // Named files may be others now; a change while reading is seen at the next look.
+            seen = if watched(&self.config).iter().all(|it| now.contains_key(it)) {
+                now
+            } else {
+                stamps(watched(&self.config)).await
+            };
+        }
+    }
+
+    /// Takes what has changed; says whether something else has that it cannot take.
+    async fn reload(&mut self) -> anyhow::Result<bool> {
+        let file = self.config.file.clone();
+        let config = tokio::task::spawn_blocking(move || Config::load(&file)).await??;
+        let approvals = self.approvals.clone();
+        let asks = |it: &crate::config::ConnectorConfig| it.rules.ask_for_approval();
+        anyhow::ensure!(
+            approvals.is_some() || !config.connectors.iter().any(asks),
+            "a rule asks for an approval for the first time: that needs a restart, so that there \
+             is somebody who keeps the requests"
+        );
+        let deciding =
+            Deciding::load(&config, approvals, &self.gauges, Some(&self.deciding)).await?;
+        for missing in &deciding.missing {
+            warn!(error = %missing, "a list is not there yet; rules that ask it go by on_error");
+        }
+        // A connector that is new has no listener of its own to add to; it waits for a start.
+        let changed_beyond = config.beyond_rules() != self.config.beyond_rules();
+        self.deciding = deciding;
+        self.install();
+        self.config = Arc::new(config);
+        Ok(changed_beyond)
+    }
+
+    fn install(&self) {
+        for (name, decider) in &self.deciding.deciders {
+            self.api.decide_by(name, decider.clone());
+        }
+    }
+
+    /// When each list of a database is to be loaded next.
+    fn plan_lists(&self, due: &mut HashMap<String, Instant>) {
+        for list in &self.config.reference.lists {
+            if let Some(refresh) = list.refresh() {
+                let is_missing = self.deciding.missing.iter().any(|it| it.list == list.name);
+                let pause = if is_missing { MISSING_LIST_PAUSE.min(refresh) } else { refresh };
+                due.insert(list.name.clone(), Instant::now() + pause);
+            }
+        }
+    }
+
+    fn load_due_lists(
+        &self,
+        due: &mut HashMap<String, Instant>,
+        loads: &mut JoinSet<Result<List, ListError>>,
+    ) {
+        let now = Instant::now();
+        for list in &self.config.reference.lists {
+            if due.get(&list.name).is_none_or(|at| *at > now) {
+                continue;
+            }
+            due.remove(&list.name);
+            match list.settings() {
+                Ok(settings) => drop(loads.spawn(async move { List::load(&settings).await })),
+                Err(error) => {
+                    warn!(list = list.name, error = format!("{error:#}"), "cannot load a list");
+                    due.insert(list.name.clone(), now + MISSING_LIST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn take_list(
+        &mut self,
+        loaded: Result<Result<List, ListError>, tokio::task::JoinError>,
+        due: &mut HashMap<String, Instant>,
+    ) {
+        let again = |name: &str, config: &Config, failed: bool| {
+            let list = config.reference.lists.iter().find(|it| it.name == name)?;
+            let refresh = list.refresh()?;
+            Some(Instant::now() + if failed { MISSING_LIST_PAUSE.min(refresh) } else { refresh })
+        };
+        let (name, failed) = match loaded {
+            Ok(Ok(list)) => {
+                let name = list.name().to_owned();
+                self.gauges.lists.record(&list);
+                if self.deciding.missing.iter().any(|it| it.list == name) {
+                    info!(list = name, entries = list.len(), "a list that was missing is there");
+                }
+                self.deciding.replace_list(list);
+                self.install();
+                (name, false)
+            }
+            Ok(Err(error)) => {
+                warn!(%error, "could not load a list anew; what was in force stays");
+                (error.list, true)
+            }
+            Err(_) => return,
+        };
+        if let Some(at) = again(&name, &self.config, failed) {
+            due.insert(name, at);
+        }
+    }
+}
+
+/// Waits for the time to look at the files; says whether somebody asked for it.
+async fn next_look(hangup: &mut Signal, ticks: &mut tokio::time::Interval) -> bool {
+    tokio::select! {
+        Some(()) = hangup.recv() => true,
+        _ = ticks.tick() => false,
+    }
+}
+
+/// The files whose change may change how connectors decide.
+fn watched(config: &Config) -> Vec<PathBuf> {
+    let lists = config.reference.lists.iter().filter_map(|it| it.file().map(PathBuf::from));
+    let messages = config.reference.message_files.iter().cloned();
+    std::iter::once(config.file.clone()).chain(lists).chain(messages).collect()
+}
+
+async fn stamps(files: Vec<PathBuf>) -> Stamps {
+    // A file system may hang, and with it whoever asks.
+    let look = move || files.into_iter().map(|it| (it.clone(), FileStamp::read(&it))).collect();
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
