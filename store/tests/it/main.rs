@@ -1,5 +1,6 @@
 //! What the store promises, tried on both dialects, and what each dialect promises beyond that.
 
+mod accounts;
 mod approvals;
 mod contract;
 mod home;
