@@ -137,11 +137,17 @@ impl ListSettings {
     #[must_use]
     pub fn stamp(&self) -> Option<FileStamp> {
         let ListSource::File(path) = &self.source else { return None };
-        std::fs::metadata(path).ok().as_ref().map(FileStamp::of)
+        FileStamp::read(path)
     }
 }
 
 impl FileStamp {
+    /// The stamp of a file or folder, now; `None` where there is none to be seen.
+    #[must_use]
+    pub fn read(path: &Path) -> Option<Self> {
+        std::fs::metadata(path).ok().as_ref().map(Self::of)
+    }
+
     fn of(metadata: &std::fs::Metadata) -> Self {
         #[cfg(unix)]
         let id = std::os::unix::fs::MetadataExt::ino(metadata);

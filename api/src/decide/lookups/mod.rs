@@ -89,11 +89,18 @@ impl fmt::Debug for Lookup {
 }
 
 /// An answer, and how it came.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Fetched {
     /// What the source said, and under `found` whether there was anything.
     pub answer: Arc<Map<String, Value>>,
     pub from: AnswerFrom,
+}
+
+/// Leaves the answer out: it is about a person.
+impl fmt::Debug for Fetched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fetched({})", self.from.as_str())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
