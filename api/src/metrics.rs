@@ -362,8 +362,9 @@ impl ConnectorMetrics {
         uses.inc();
         // Read first: many calls come in one second, and a write by each would have the cores fight
         // for the line.
-        if last_used.get() != now.unix_timestamp() {
-            last_used.set(now.unix_timestamp());
+        let now = now.unix_timestamp();
+        if last_used.get() != now {
+            last_used.set(now);
         }
     }
 

@@ -266,8 +266,8 @@ impl Credentials {
     fn by_authorization(&self, caller: &Caller<'_>) -> Result<Authenticated, Denied> {
         let value = single(caller.headers, &header::AUTHORIZATION)?.as_bytes();
         if let Some(encoded) = after_scheme(value, b"basic ") {
-            let (user, password) = basic::decode(encoded).ok_or(Denied::Malformed)?;
-            let place = self.basic.find(&secret::digest_pair(&user, &password));
+            let pair = basic::Pair::read(encoded).ok_or(Denied::Malformed)?;
+            let place = self.basic.find(&secret::digest_pair(pair.user(), pair.password()));
             return place.map(|place| Authenticated { place, tenant: None }).ok_or(Denied::Wrong);
         }
         match after_scheme(value, b"bearer ") {

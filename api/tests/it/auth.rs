@@ -534,6 +534,10 @@ async fn what_is_no_set_of_keys_changes_nothing() -> anyhow::Result<()> {
     issuer.publish(&[signer.published("1")]);
     set(&issuer.published.metadata, json!({ "issuer": Issuer::NAME }));
     assert!(matches!(verifier.refresh().await, Err(FetchError::NotMetadata(_))));
+    let mut of_all = right.clone();
+    of_all["issuer"] = json!("https://login.test/{tenantid}/v2.0");
+    set(&issuer.published.metadata, of_all);
+    assert!(matches!(verifier.refresh().await, Err(FetchError::EveryTenant(_))));
     let elsewhere = json!({ "issuer": Issuer::NAME, "jwks_uri": "http://keys.test/keys" });
     set(&issuer.published.metadata, elsewhere);
     assert!(matches!(verifier.refresh().await, Err(FetchError::NotPrivate(_))));

@@ -23,6 +23,8 @@ pub enum FetchError {
     TooLong(Url),
     #[error("{0} does not answer with the metadata of an issuer")]
     NotMetadata(Url),
+    #[error("{0} is about every tenant; its address must name one")]
+    EveryTenant(Url),
     #[error("the metadata names {0} as the place of the keys, which must begin with https")]
     NotPrivate(Url),
     #[error("{0} has no key that could be used")]
@@ -45,6 +47,10 @@ pub(super) async fn fetch(client: &Client, metadata: &Url) -> Result<(String, Ke
     let read = serde_json::from_slice::<Metadata>(&body).ok();
     let parsed = read.and_then(|it| Some((it.issuer, Url::parse(&it.jwks_uri).ok()?)));
     let (issuer, jwks_uri) = parsed.ok_or_else(|| FetchError::NotMetadata(metadata.clone()))?;
+    // A template, `https://login.microsoftonline.com/{tenantid}/v2.0`, is the issuer of no token.
+    if issuer.contains('{') {
+        return Err(FetchError::EveryTenant(metadata.clone()));
+    }
     if !is_private(&jwks_uri) {
         return Err(FetchError::NotPrivate(jwks_uri));
     }

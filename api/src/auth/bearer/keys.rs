@@ -199,4 +199,58 @@ mod tests {
             assert!(Keys::read(set.as_bytes()).is_none(), "{set}");
         }
     }
+
+    /// Made by OpenSSL, of whose keys these are the public halves.
+    const MODULUS: &str = "pX5SF6UYKy8BdYymDFv7ifyLDQTw83yKAbXF4vJkAU92WAhrxc633pPJJoUdY7YiTmCBj_2ntojcght3T9iz\
+         IVlu4MwP8-uy5p72iNslFn5DtsuhDeD4RWu-FTgEJ1pRMskha1gdVjmCoVhtUWppSmjB5jGdvlWje9Gl8yFM\
+         t1vIp1dC5gk1KnDf1Dirx7I7-vAs2gMP1KKbup7dSQ2OD1q3ew_Ziooef-00GmePxPxW6ipW9EnBFZyCaH1b\
+         ye_tyqolnoyBrFQzuQ-orttFA3g3HXxQ5uLeyDXHEZ-0ZG5_hoUHi4o2uvy41jv9F5cp1P0DPwXdMqoUXcnV\
+         WjXWBQ";
+    const POINT: [&str; 2] = [
+        "jS-w2qZX1349ItZGRrhp-yOzVVbU-Jw_EpRwHX4XUR4",
+        "ckiUfpSgDDpXzXFO93YL_lYsAId056x31hI1r8L5UtU",
+    ];
+    const RS256: &str = "eyJhbGciOiJSUzI1NiIsImtpZCI6IjEifQ.eyJ0aWQiOiJ0In0.QNoZYEEPQ-eKJR0gX8jp9oIqFzWcBjTi_\
+         LOp9AwWnqZZZbZyl_JU7MRTBwft2JIb4Uc1osg1N3lblvb2Et7fBxXgass1a6mOA0_ocA-WdTMH024QpFAul\
+         Scwri8rUP4IjewDFZUuAIgT9twuW1o0gBAlHlvPRQLZ5IFDXrSeygCs8nmKt2DiNCaksdn35rXrvqbtFqTNU\
+         DTPLZPQGcR48Y3-Jwk5ZXoqRkrHccd-ZdVGEPgwfKaMEBqquvQCOWGMkpv88ftyB4QNKAE-NCWYkNwFiBhYI\
+         GktvKk5HvUo9uDTzn3f2VOJiem1aDOXatGNygO_xEP1Y0gZOPJcRjuanA";
+    const PS256: &str = "eyJhbGciOiJQUzI1NiIsImtpZCI6IjEifQ.eyJ0aWQiOiJ0In0.JGtu0_fkicqENTCSJN_vFgcj3k02n8CGE\
+         6Lp-sMU7sqkx4tdOXgJ1KP11wfk22xDzAFMnRwf1YwTcVj6H3KC7RdFvDzdpoUfP7nfLWc6VHgMLXVqhXszN\
+         ZWqxOTZI5RKuDEI0CHtGUB4-lbrFLxl0740kCFIDaYMeQQ-ZB3b0oi3t5Xu8K8l7q4qL3H3DjQnVm6eEQ--n\
+         qAALvpRVdFHMjNX4G9sicZbItMjxWph-mHN7g4Wz5N-ZA-4N8q34m7JQ84m7ZZqDigx7GyEFUl8uxcrIDFU5\
+         awjUEDyY-zuxIrFwywlNjjbf44T6N8k5HjcjTn8MSWOrcwokfv3xfYl3w";
+    const ES256: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6IjIifQ.eyJ0aWQiOiJ0In0.FqJDJy6bfZGzV6OE2rRVOsLud7oAf8htW\
+         9AExUFHkwzJAZ82knBb0Zqpv8IoJ7cUu1Snktu1tVDCjUPbXF9XxA";
+
+    fn published() -> Keys {
+        let (rsa, [x, y]) = (MODULUS, POINT);
+        let set = json!({ "keys": [
+            { "kty": "RSA", "kid": "1", "n": rsa, "e": "AQAB" },
+            { "kty": "EC", "kid": "2", "crv": "P-256", "x": x, "y": y },
+        ]});
+        Keys::read(set.to_string().as_bytes()).unwrap()
+    }
+
+    fn check(token: &str) -> Result<(), Denied> {
+        published().check(&Token::read(token.as_bytes())?)
+    }
+
+    #[test]
+    fn what_another_library_signed_is_verified() {
+        for token in [RS256, PS256, ES256] {
+            assert_eq!(check(token), Ok(()), "{token}");
+        }
+    }
+
+    #[test]
+    fn no_letter_of_a_token_can_be_another_one() {
+        for place in 0..ES256.len() {
+            for letter in ["A", "z", "-", "."] {
+                let mut token = ES256.to_owned();
+                token.replace_range(place..=place, letter);
+                assert_eq!(check(&token).is_ok(), token == ES256, "{letter} at {place}");
+            }
+        }
+    }
 }
