@@ -162,12 +162,14 @@ async fn step_url(
     }
 }
 
-async fn step_and_claims_url(
-    State(api): State<Api>,
-    path: Result<Path<(String, String, String)>, PathRejection>,
-    request: Request,
-) -> Response {
-    let Ok(Path((connector, step, _))) = path else { return unknown_url(State(api)).await };
+/// Takes the path as it came: what is escaped in a claim need not be text, and is the dialect's to
+/// refuse.
+async fn step_and_claims_url(State(api): State<Api>, request: Request) -> Response {
+    let mut segments = request.uri().path().split('/').skip(2).map(str::to_owned);
+    let (Some(connector), Some(step)) = (segments.next(), segments.next()) else {
+        return unknown_url(State(api)).await;
+    };
+    drop(segments);
     match step_called(&step) {
         Some(step) => answer(&api.0, &connector, Some(step), request).await,
         None => unknown_url(State(api)).await,

@@ -5,10 +5,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use axum::body::Body;
 use serde_json::json;
 use tracing_subscriber::fmt::MakeWriter;
+use vestibule_events::Protocol;
 
-use crate::support::{BadLog, Endpoint, Misbehaviour, partners, request, some_of_everything};
+use crate::{
+    dialects::partners_of,
+    support::{BadLog, Endpoint, Misbehaviour, partners, request, some_of_everything},
+};
 
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -72,6 +77,26 @@ async fn nothing_personal_is_written_whatever_happens() -> anyhow::Result<()> {
     working.call(request(path).body("secretive".into())?).await?;
     for misbehaviour in [Misbehaviour::NotStored, Misbehaviour::Unknown] {
         Endpoint::over(BadLog(misbehaviour), partners()).post(path, &body).await?;
+    }
+
+    // What other dialects carry: codes, passwords, and claims in a URL.
+    let extension = Endpoint::new(partners_of(Protocol::CustomExtension)).await?;
+    for kind in ["emailOtpSend", "passwordSubmit", "attributeCollectionSubmit", "secretive"] {
+        let kind = format!("microsoft.graph.authenticationEvent.{kind}");
+        let attributes = json!({ "secretive": { "value": "secretive" } });
+        let data = json!({
+            "tenantId": "secretive",
+            "customAuthenticationExtensionId": "secretive",
+            "otpContext": { "identifier": "secretive", "oneTimeCode": "secretive" },
+            "encryptedPasswordContext": "secretive",
+            "userSignUpInfo": { "attributes": attributes },
+        });
+        extension.post("/connectors/partners", &json!({ "type": kind, "data": data })).await?;
+    }
+    let policy = Endpoint::new(partners_of(Protocol::CustomPolicy)).await?;
+    for claims in ["?email=secretive", "/email/secretive", "/secretive", "?a=secretive%ff"] {
+        let uri = format!("/connectors/partners/before-create{claims}");
+        policy.call(request(&uri).method("GET").body(Body::empty())?).await?;
     }
 
     let text = lines.text();
