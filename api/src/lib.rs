@@ -39,9 +39,9 @@ pub use decide::lookups::{
     LookupSource, SettingFault, SqlFault,
 };
 pub use decide::{
-    ApprovalSettings, Approvals, Decider, Expression, LookupWithArguments, MessageError,
-    MessageGap, Messages, OnError, Question, ReferenceData, RuleError, RuleOutcome, RuleSettings,
-    Rules, Standing, Text, Unreachable,
+    ApprovalSettings, Approvals, Decider, DescribedRule, Expression, LookupWithArguments,
+    MessageError, MessageGap, Messages, OnError, Question, ReferenceData, RuleError, RuleOutcome,
+    RuleSettings, Rules, StandIn, Standing, Text, Unreachable,
 };
 pub use serve::{Connection, ServerLimits, Tls, TlsError, TlsSettings, serve, serve_tls};
 pub use server::{Api, DuplicateConnector, router};

@@ -27,8 +27,10 @@ use vestibule_events::{
 pub use self::{
     approvals::{ApprovalSettings, Approvals, Standing},
     messages::{MessageError, MessageGap, Messages, Text},
-    reference::{LookupWithArguments, ReferenceData},
-    rules::{Expression, OnError, RuleError, RuleOutcome, RuleSettings, Rules, Unreachable},
+    reference::{LookupWithArguments, ReferenceData, StandIn},
+    rules::{
+        DescribedRule, Expression, OnError, RuleError, RuleOutcome, RuleSettings, Rules, Unreachable,
+    },
 };
 use self::{
     reference::Gathered,

@@ -9,7 +9,7 @@ use std::{
     time::Instant as Clock,
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 use vestibule_events::{
     LookupReason,
@@ -18,7 +18,7 @@ use vestibule_events::{
 
 use super::{
     lists::List,
-    lookups::{FOUND, Fetched, Lookup, LookupFailure},
+    lookups::{AnswerFrom, FOUND, Fetched, Lookup, LookupFailure},
 };
 
 /// The lists and lookups that rules may name; all connectors share them.
@@ -32,14 +32,66 @@ pub struct ReferenceData {
 /// A lookup, and what of a sign-up it is asked with.
 #[derive(Clone, Debug)]
 pub struct LookupWithArguments {
-    lookup: Lookup,
+    asked: Asks,
     arguments: Arc<[ClaimValue]>,
+}
+
+#[derive(Clone, Debug)]
+enum Asks {
+    Source(Lookup),
+    Nobody { name: String, stand_in: StandIn },
+}
+
+/// What is given in the place of a lookup's answer where rules are tried out.
+#[derive(Clone)]
+pub enum StandIn {
+    /// This answer. It has found something unless it says `found = false`.
+    Answer(Arc<Map<String, Value>>),
+    /// As if the source could not be reached.
+    Unavailable,
+    /// Nothing; the decision's reasons tell that it was wanted.
+    NotAsked,
+}
+
+/// Leaves the answer out: it may be about a person.
+impl std::fmt::Debug for StandIn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Answer(_) => "Answer",
+            Self::Unavailable => "Unavailable",
+            Self::NotAsked => "NotAsked",
+        })
+    }
+}
+
+impl StandIn {
+    /// The `answer` of a [`LookupReason`] where a lookup was wanted and not asked.
+    pub const NOT_ASKED: &'static str = "not-asked";
+
+    #[must_use]
+    pub fn answer(mut answer: Map<String, Value>) -> Self {
+        answer.entry(FOUND).or_insert(Value::Bool(true));
+        Self::Answer(Arc::new(answer))
+    }
 }
 
 impl LookupWithArguments {
     /// `arguments` are CEL over the sign-up, in the order in which the lookup takes them; what is
     /// wrong with one comes with its place.
     pub fn new(lookup: Lookup, arguments: &[String]) -> Result<Self, Vec<(usize, Fault)>> {
+        Self::with(Asks::Source(lookup), arguments)
+    }
+
+    /// A lookup that asks nobody.
+    pub fn stand_in(
+        name: String,
+        stand_in: StandIn,
+        arguments: &[String],
+    ) -> Result<Self, Vec<(usize, Fault)>> {
+        Self::with(Asks::Nobody { name, stand_in }, arguments)
+    }
+
+    fn with(asked: Asks, arguments: &[String]) -> Result<Self, Vec<(usize, Fault)>> {
         let mut faults = Vec::new();
         let compiled: Vec<_> = arguments
             .iter()
@@ -52,13 +104,38 @@ impl LookupWithArguments {
                 }
             })
             .collect();
-        if faults.is_empty() {
-            Ok(Self { lookup, arguments: compiled.into() })
-        } else {
-            Err(faults)
+        if faults.is_empty() { Ok(Self { asked, arguments: compiled.into() }) } else { Err(faults) }
+    }
+
+    fn name(&self) -> &str {
+        match &self.asked {
+            Asks::Source(lookup) => lookup.name(),
+            Asks::Nobody { name, .. } => name,
+        }
+    }
+
+    async fn ask(&self, arguments: &[Value], deadline: Instant) -> Answered {
+        let given = |fetched: Fetched| (fetched.answer, Some(fetched.from));
+        match &self.asked {
+            Asks::Source(lookup) => match lookup.peek(arguments) {
+                Some(fetched) => Ok(given(fetched)),
+                None => {
+                    lookup.fetch(arguments, deadline).await.map(given).map_err(|it| it.as_str())
+                }
+            },
+            Asks::Nobody { stand_in: StandIn::Answer(answer), .. } => {
+                Ok((Arc::clone(answer), None))
+            }
+            Asks::Nobody { stand_in: StandIn::Unavailable, .. } => {
+                Err(LookupFailure::Unavailable.as_str())
+            }
+            Asks::Nobody { stand_in: StandIn::NotAsked, .. } => Err(StandIn::NOT_ASKED),
         }
     }
 }
+
+/// An answer and where it comes from (nowhere, where it stands in for another), or why there is none.
+type Answered = Result<(Arc<Map<String, Value>>, Option<AnswerFrom>), &'static str>;
 
 impl ReferenceData {
     #[must_use]
@@ -83,7 +160,7 @@ impl ReferenceData {
     pub fn known(&self) -> Known {
         Known {
             lists: self.lists.keys().cloned().collect(),
-            lookups: self.lookups.iter().map(|it| it.lookup.name().to_owned()).collect(),
+            lookups: self.lookups.iter().map(|it| it.name().to_owned()).collect(),
         }
     }
 }
@@ -99,7 +176,7 @@ pub(super) struct Gathered<'a> {
 /// One lookup, asked once a decision.
 struct Asked {
     place: usize,
-    answer: Result<Fetched, &'static str>,
+    answer: Answered,
     took_us: u32,
 }
 
@@ -127,14 +204,10 @@ impl<'a> Gathered<'a> {
     pub(super) async fn ask(&mut self, wanted: Wanted, deadline: Instant) {
         let Wanted { place, arguments } = wanted;
         let began = Clock::now();
-        let lookup = &self.reference.lookups[place].lookup;
         let answer = match arguments {
             // Nobody to ask about: an address or a claim is not there.
             None => Err("no-argument"),
-            Some(arguments) => match lookup.peek(&arguments) {
-                Some(fetched) => Ok(fetched),
-                None => lookup.fetch(&arguments, deadline).await.map_err(LookupFailure::as_str),
-            },
+            Some(arguments) => self.reference.lookups[place].ask(&arguments, deadline).await,
         };
         let took_us = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
         self.answers.push(Asked { place, answer, took_us });
@@ -144,13 +217,14 @@ impl<'a> Gathered<'a> {
     pub(super) fn reasons(&self) -> Vec<LookupReason> {
         let reason = |asked: &Asked| {
             let (answer, from) = match &asked.answer {
-                Ok(fetched) if fetched.answer.get(FOUND) == Some(&Value::Bool(false)) => {
-                    ("not-found", Some(fetched.from.as_str().to_owned()))
+                Ok((answer, from)) if answer.get(FOUND) == Some(&Value::Bool(false)) => {
+                    ("not-found", *from)
                 }
-                Ok(fetched) => ("found", Some(fetched.from.as_str().to_owned())),
+                Ok((_, from)) => ("found", *from),
                 Err(failure) => (*failure, None),
             };
-            let lookup = self.reference.lookups[asked.place].lookup.name();
+            let from = from.map(|it| it.as_str().to_owned());
+            let lookup = self.reference.lookups[asked.place].name();
             LookupReason {
                 lookup: lookup.to_owned(),
                 answer: answer.to_owned(),
@@ -169,12 +243,11 @@ impl Sources for Gathered<'_> {
     }
 
     fn lookup(&self, name: &str) -> LookupState<'_> {
-        let Some(place) = self.reference.lookups.iter().position(|it| it.lookup.name() == name)
-        else {
+        let Some(place) = self.reference.lookups.iter().position(|it| it.name() == name) else {
             return LookupState::Failed;
         };
         match self.answers.iter().find(|it| it.place == place) {
-            Some(Asked { answer: Ok(fetched), .. }) => LookupState::Is(&fetched.answer),
+            Some(Asked { answer: Ok((answer, _)), .. }) => LookupState::Is(answer),
             Some(Asked { answer: Err(_), .. }) => LookupState::Failed,
             None => {
                 self.wanted.store(place + 1, Ordering::Relaxed);

@@ -117,6 +117,17 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
+    /// Its key in the configuration.
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Set(_) => "set",
+            Self::Reject { .. } => "reject",
+            Self::Block { .. } => "block",
+            Self::Accept => "accept",
+            Self::RequireApproval { .. } => "require_approval",
+        }
+    }
+
     /// Whether no rule after it runs.
     const fn ends(&self) -> bool {
         !matches!(self, Self::Set(_))
@@ -200,6 +211,18 @@ impl Rules {
         self.rules.iter().map(|rule| (rule.name.as_str(), rule.mode))
     }
 
+    /// What stands in the configuration, rule for rule, for who wants to say something about it.
+    pub fn described(&self) -> impl ExactSizeIterator<Item = DescribedRule<'_>> {
+        self.rules.iter().map(|rule| DescribedRule {
+            name: &rule.name,
+            steps: rule.steps(),
+            mode: rule.mode,
+            outcome: rule.outcome.as_str(),
+            turns_away: !matches!(rule.outcome, Outcome::Set(_) | Outcome::Accept),
+            on_error_turns_away: !matches!(rule.on_error, Fallback::Continue),
+        })
+    }
+
     /// The first rule that may ask for approval.
     pub(super) fn first_for_approval(&self) -> Option<(usize, &Rule)> {
         let asks = |rule: &Rule| {
@@ -271,6 +294,21 @@ impl Rule {
     fn steps(&self) -> &[Step] {
         if self.steps.is_empty() { &Step::ALL } else { &self.steps }
     }
+}
+
+/// What can be told of a rule without running it.
+#[derive(Clone, Copy, Debug)]
+pub struct DescribedRule<'a> {
+    pub name: &'a str,
+    /// Where it runs; never empty.
+    pub steps: &'a [Step],
+    pub mode: Mode,
+    /// The key in the configuration: `set`, `reject`, `block`, `accept` or `require_approval`.
+    pub outcome: &'static str,
+    /// Whether the outcome keeps a person from going on.
+    pub turns_away: bool,
+    /// The same where the rule cannot be evaluated.
+    pub on_error_turns_away: bool,
 }
 
 /// A rule that can never have an effect.
