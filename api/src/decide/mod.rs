@@ -29,7 +29,8 @@ pub use self::{
     messages::{MessageError, MessageGap, Messages, Text},
     reference::{LookupWithArguments, ReferenceData, StandIn},
     rules::{
-        DescribedRule, Expression, OnError, RuleError, RuleOutcome, RuleSettings, Rules, Unreachable,
+        DescribedRule, Expression, OnError, RuleError, RuleOutcome, RuleSettings, Rules,
+        Unreachable,
     },
 };
 use self::{
