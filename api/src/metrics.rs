@@ -18,7 +18,7 @@ use prometheus_client::{
 use time::OffsetDateTime;
 use vestibule_events::{ConnectorName, Mode, Outcome, Step};
 
-use crate::{Credential, Problem, Rules, auth::Denied};
+use crate::{Credential, CredentialKind, Problem, Rules, auth::Denied};
 
 /// Fine where answers are expected, coarse where the deadline is near.
 const SECONDS: [f64; 20] = [
@@ -158,6 +158,7 @@ pub(crate) struct Metrics {
     denied: Family<CauseLabels, Counter>,
     credential_uses: Family<CredentialLabels, Counter>,
     credential_last_used: Family<CredentialLabels, Gauge>,
+    bearer_keys_fetched: Family<CredentialLabels, Gauge>,
     repeated: Family<ConnectorLabels, Counter>,
     storage_failures: Family<CauseLabels, Counter>,
     rule_matches: Family<ModeLabels, Counter>,
@@ -180,6 +181,7 @@ impl Metrics {
             denied: Family::default(),
             credential_uses: Family::default(),
             credential_last_used: Family::default(),
+            bearer_keys_fetched: Family::default(),
             repeated: Family::default(),
             storage_failures: Family::default(),
             rule_matches: Family::default(),
@@ -216,6 +218,12 @@ impl Metrics {
             "When a call last came with the credential, as Unix time; 0 if not since the start",
             Unit::Seconds,
             it.credential_last_used.clone(),
+        );
+        registry.register_with_unit(
+            "vestibule_connector_bearer_keys_fetched",
+            "When the keys of bearer tokens were last fetched, as Unix time; 0 if never",
+            Unit::Seconds,
+            it.bearer_keys_fetched.clone(),
         );
         registry.register(
             "vestibule_connector_repeated",
@@ -302,6 +310,12 @@ impl ConnectorMetrics {
             connector: connector.clone(),
             credential: it.name.clone(),
         };
+        for credential in credentials {
+            if let CredentialKind::Bearer(verifier) = &credential.kind {
+                let labels = by_credential(credential);
+                verifier.report_to(metrics.bearer_keys_fetched.get_or_create_owned(&labels));
+            }
+        }
         Self {
             answers: array::from_fn(|_| array::from_fn(|_| OnceLock::new())),
             denied,

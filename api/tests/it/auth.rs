@@ -506,10 +506,17 @@ async fn without_the_issuer_the_last_keys_hold_and_without_any_nobody_gets_in() 
     assert_eq!(connector.bearer(&token).await?, StatusCode::UNAUTHORIZED);
     assert_eq!(connector.denied("token-keys-missing")?, 1.0);
     assert!(!verifier.has_keys() && verifier.keys_fetched().is_none());
+    let fetched = || {
+        let label = r#"credential="entra""#;
+        connector.metric("vestibule_connector_bearer_keys_fetched_seconds", label)
+    };
+    assert_eq!(fetched()?, 0.0);
 
     set(&issuer.published.down, None);
     eventually("the keys were fetched in the end", async || Ok(verifier.has_keys())).await?;
     assert_eq!(connector.bearer(&token).await?, StatusCode::OK);
+    let when = verifier.keys_fetched().context("they were fetched")?;
+    assert_eq!(fetched()?, when.unix_timestamp() as f64);
 
     set(&issuer.published.down, Some(StatusCode::SERVICE_UNAVAILABLE));
     let refused = verifier.refresh().await;

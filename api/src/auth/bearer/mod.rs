@@ -20,10 +20,11 @@ mod token;
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
+use prometheus_client::metrics::gauge::Gauge;
 use reqwest::{Client, Url};
 use time::OffsetDateTime;
 use tokio::{sync::Notify, time::sleep};
@@ -99,6 +100,8 @@ pub struct BearerVerifier {
     keys: RwLock<Option<Arc<Known>>>,
     /// Somebody came with a key that we do not know.
     wanted: Notify,
+    /// Told when the keys were fetched.
+    gauges: Mutex<Vec<Gauge>>,
 }
 
 struct Known {
@@ -121,8 +124,8 @@ impl BearerVerifier {
         if settings.callers.is_empty() {
             return Err(BearerSettingsError::NoCaller);
         }
-        let (keys, wanted) = (RwLock::new(None), Notify::new());
-        Ok(Self { metadata_url, settings, client, keys, wanted })
+        let (keys, wanted, gauges) = (RwLock::new(None), Notify::new(), Mutex::default());
+        Ok(Self { metadata_url, settings, client, keys, wanted, gauges })
     }
 
     /// Fetches the keys at once and whenever it is due, until told to stop.
@@ -173,8 +176,12 @@ impl BearerVerifier {
     pub async fn refresh(&self) -> Result<(), FetchError> {
         let (issuer, keys) = fetch::fetch(&self.client, &self.metadata_url).await?;
         let expected = Expected::new(&self.settings, issuer);
-        let known = Known { keys, expected, fetched: OffsetDateTime::now_utc() };
+        let fetched = OffsetDateTime::now_utc();
+        let known = Known { keys, expected, fetched };
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
+        for gauge in &*self.gauges.lock().unwrap_or_else(PoisonError::into_inner) {
+            gauge.set(fetched.unix_timestamp());
+        }
         Ok(())
     }
 
@@ -188,6 +195,13 @@ impl BearerVerifier {
     #[must_use]
     pub fn keys_fetched(&self) -> Option<OffsetDateTime> {
         self.known().map(|it| it.fetched)
+    }
+
+    /// Has the gauge show when the keys were last fetched.
+    pub(crate) fn report_to(&self, gauge: Gauge) {
+        let mut gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        gauge.set(self.keys_fetched().map_or(0, OffsetDateTime::unix_timestamp));
+        gauges.push(gauge);
     }
 
     /// Whether the token is one of those that are accepted, and by which tenant it was issued.
