@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU16, AtomicUsize, Ordering},
@@ -20,7 +21,7 @@ use futures_util::future::join_all;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpListener,
     sync::Semaphore,
     time::Instant,
@@ -467,5 +468,44 @@ async fn neither_arguments_nor_answers_are_shown() -> anyhow::Result<()> {
     let fetched = fetch(&lookup, "secretive").await?;
     assert_eq!(fetched.answer["asked"], "GET /p/secretive");
     assert!(!format!("{lookup:?} {fetched:?}").contains("secretive"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_example_of_the_manual_verifies_who_it_knows() -> anyhow::Result<()> {
+    let script =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/identity-verification/service.py");
+    let mut service = tokio::process::Command::new("python3")
+        .args([script, "--port", "0"])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let output = service.stdout.take().ok_or_else(|| anyhow::anyhow!("it has no output"))?;
+    let line = BufReader::new(output).lines().next_line().await?.unwrap_or_default();
+    let url = line.strip_prefix("listening on ").ok_or_else(|| anyhow::anyhow!("{line}"))?;
+    let mut settings = lookup_settings(&format!("{url}/verify"), &["name", "birth_date"]);
+    http(&mut settings).method = HttpMethod::Post;
+    http(&mut settings).fields = BTreeMap::from([
+        ("verified".into(), "/verified".into()),
+        ("score".into(), "/score".into()),
+    ]);
+    let stranger = lookup(settings.clone())?;
+    http(&mut settings).headers = vec![("x-api-key".into(), "try-me".into())];
+    let lookup = lookup(settings)?;
+
+    for (name, birth_date, expected) in [
+        ("Ada Lovelace", "1815-12-10", json!({ "found": true, "verified": true, "score": 87 })),
+        ("Ada Lovelace", "1815-12-11", json!({ "found": true, "verified": false, "score": 0 })),
+        ("Charles Babbage", "1791-12-26", json!({ "found": true, "verified": false, "score": 55 })),
+        ("Nobody", "1815-12-10", json!({ "found": false })),
+    ] {
+        let arguments = [json!(name), json!(birth_date)];
+        let fetched = lookup.fetch(&arguments, Instant::now() + LONG).await?;
+        assert_eq!(answer(&fetched), expected);
+    }
+    let arguments = [json!("Ada Lovelace"), json!("1815-12-10")];
+    let refused = stranger.fetch(&arguments, Instant::now() + LONG).await.unwrap_err();
+    assert_eq!(refused, LookupFailure::Unavailable);
+    service.kill().await?;
     Ok(())
 }

@@ -225,6 +225,17 @@ async fn postgresql_answers_lookups_and_fills_lists() -> anyhow::Result<()> {
     let fault = case.lookup("SELECT 1 WHERE $1 << inet '10.0.0.0/8'", 1, LONG)?.verify().await;
     assert!(matches!(fault, Err(SqlFault::Placeholder { place: 1, .. })), "{fault:?}");
 
+    // A table that changes under a prepared statement.
+    let everything = case.lookup("SELECT * FROM people WHERE name = $1", 1, LONG)?;
+    fetch(&everything, &[json!("Ada")]).await?;
+    sqlx::raw_sql("ALTER TABLE people ADD COLUMN extra int DEFAULT 5")
+        .execute(&mut connection)
+        .await?;
+    eventually(LONG, "the new column is seen", async || {
+        fetch(&everything, &[json!("Ada")]).await.is_ok_and(|it| it.answer["extra"] == 5)
+    })
+    .await?;
+
     // A server that hangs, dies and comes back.
     let lookup = case.lookup(&case.by_name(), 1, Duration::from_millis(500))?;
     eventually(LONG, "it answers", async || fetch(&lookup, &[json!("Ada")]).await.is_ok()).await?;

@@ -535,3 +535,38 @@ fn from_sql(fault: SqlFault) -> Failed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_the_place_in_which_it_is_counted() {
+        for (place, from) in AnswerFrom::ALL.into_iter().enumerate() {
+            assert_eq!(from as usize, place);
+        }
+        for (place, failure) in LookupFailure::ALL.into_iter().enumerate() {
+            assert_eq!(failure as usize, place);
+        }
+    }
+
+    #[test]
+    fn all_mistakes_of_the_settings_are_told_at_once() {
+        let settings = LookupSettings {
+            name: "crm".into(),
+            source: LookupSource::Sql {
+                database: DatabaseUrl::parse(&"sqlite:x.db".into()).unwrap(),
+                query: " ".into(),
+            },
+            arguments: 0,
+            time_limit: Duration::ZERO,
+            cache: CacheSettings { fresh: Duration::ZERO, stale: Duration::ZERO, entries: 0 },
+            concurrency: 0,
+            breaker: BreakerSettings { failures: 0, pause: Duration::ZERO },
+        };
+        let error = Lookup::new(settings, &LookupMetrics::unregistered()).unwrap_err();
+        let expected = "the lookup `crm` cannot be used: `time_limit` must be longer than nothing; \
+                        `concurrency` must be from 1 to 1000; `query` must not be empty";
+        assert_eq!(error.to_string(), expected);
+    }
+}

@@ -275,6 +275,10 @@ struct Lazy<D: Dialect> {
     pool: OnceLock<Pool<D>>,
 }
 
+/// Whoever waits longer for a connection waits for a server that is not there; a query may take its
+/// time.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
 /// A connection that lay idle for longer is asked whether it is still there before it is used.
 ///
 /// Short enough that after a restart of the server hardly anybody meets a dead connection, long
@@ -325,9 +329,15 @@ impl<D: Dialect> Lazy<D> {
 
     /// A connection outside the pool. Unlike the pool it says at once when nobody is there.
     async fn connect(&self, limits: Limits) -> Result<D::Connection, SqlFault> {
-        let mut connection = self.options.connect().await.map_err(|error| unreachable(&error))?;
-        D::begin(&mut connection, limits).await.map_err(|error| unreachable(&error))?;
-        Ok(connection)
+        let connecting = async {
+            let mut connection = self.options.connect().await?;
+            D::begin(&mut connection, limits).await?;
+            Ok(connection)
+        };
+        match tokio::time::timeout(limits.time.min(CONNECT_LIMIT), connecting).await {
+            Ok(connected) => connected.map_err(|error| unreachable(&error)),
+            Err(_) => Err(SqlFault::Late),
+        }
     }
 
     async fn borrow(&self, limits: Limits) -> Result<Lent<D>, SqlFault> {
@@ -368,9 +378,16 @@ impl<D: Dialect> Lent<D> {
         self.connection.as_mut().expect("it is given back only when dropped")
     }
 
+    /// A query that failed may have failed by what its session remembers: a table may have
+    /// changed since the statement was prepared. A new session knows better.
     fn settle<T>(&mut self, outcome: &Result<T, SqlFault>) {
-        let unclear = matches!(outcome, Err(SqlFault::Late | SqlFault::Unreachable(_)));
-        self.in_doubt = unclear;
+        self.in_doubt = matches!(
+            outcome,
+            Err(SqlFault::Late
+                | SqlFault::Unreachable(_)
+                | SqlFault::Failed(_)
+                | SqlFault::Query(_))
+        );
     }
 }
 

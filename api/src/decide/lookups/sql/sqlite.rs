@@ -124,7 +124,8 @@ fn column(row: &SqliteRow, place: usize) -> Result<Option<Value>, SqlFault> {
     }
     let column = row.column(place);
     let stored = raw.type_info().name().to_owned();
-    // SQLite itself knows no truth and no dates: what the column was declared as says more.
+    // SQLite itself knows no truth: what the column was declared as says more. Dates are text or
+    // numbers, however they were written, and are given like that.
     let value = match (stored.as_str(), column.type_info().name()) {
         ("INTEGER", "BOOLEAN") => read::<bool>(raw).map(Value::Bool),
         ("INTEGER", _) => read::<i64>(raw).map(Value::from),
