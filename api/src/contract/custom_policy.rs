@@ -178,12 +178,17 @@ fn unescaped(text: &str) -> Result<Cow<'_, str>, Problem> {
     percent_decode(text.as_bytes()).decode_utf8().map_err(|_| Problem::NotText)
 }
 
-/// The headers that the settings name, and no other: what a proxy adds is nobody's claim.
+/// The headers that the settings name, and no other: what a proxy adds is nobody's claim. What a
+/// caller proves itself with is none either, even where the settings name it.
 ///
 /// HTTP does not say what the bytes of a header mean. We read UTF-8 and, where it is none,
 /// Latin-1, which everything is.
 fn add_headers(names: &[String], headers: &HeaderMap, claims: &mut Claims) {
+    const SECRET: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
     for name in names {
+        if SECRET.iter().any(|secret| secret.eq_ignore_ascii_case(name)) {
+            continue;
+        }
         let Some(value) = headers.get(name.as_str()) else { continue };
         let bytes = value.as_bytes();
         let text = match str::from_utf8(bytes) {

@@ -193,7 +193,7 @@ fn json_form_query_path_and_headers_say_the_same_sign_up() {
 #[test]
 fn a_header_that_is_not_utf_8_is_latin_1() {
     let contract = ContractSettings {
-        claim_headers: vec!["displayName".to_owned()],
+        claim_headers: vec!["displayName".to_owned(), "Authorization".to_owned()],
         ..ContractSettings::default()
     };
     let settings = ConnectorSettings { contract, ..policy() };
