@@ -112,7 +112,7 @@ impl CertificateSettings {
         Ok(Self { source, thumbprints, names, roots })
     }
 
-    /// Whether the listener has to ask for a client certificate.
+    /// Where the certificates come from: for those of the connection the listener must ask.
     #[must_use]
     pub fn source(&self) -> &CertificateSource {
         &self.source
