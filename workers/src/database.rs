@@ -19,9 +19,16 @@ pub struct Database {
 impl Database {
     pub const NAME: &'static str = "database";
 
-    /// What it is given where the configuration does not say: all kinds. A person's status is that
-    /// of their newest event, whichever it was.
-    pub const KINDS: &'static [Kind] = &[];
+    /// What it is given where the configuration does not say: whatever may lead to an account, and
+    /// what became of it. Whoever was turned away at the door is nobody's business yet.
+    pub const KINDS: &'static [Kind] = &[
+        Kind::Accepted,
+        Kind::Pending,
+        Kind::Approved,
+        Kind::Denied,
+        Kind::Confirmed,
+        Kind::Abandoned,
+    ];
 
     #[must_use]
     pub const fn new(store: Store) -> Self {

@@ -5,7 +5,7 @@ use std::fmt;
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingError {
-    /// The field of the settings.
+    /// As the configuration calls it.
     pub key: &'static str,
     pub message: String,
 }

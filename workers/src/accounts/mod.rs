@@ -110,12 +110,12 @@ impl Accounts {
     async fn create(
         &self,
         event: &SignUpEvent,
-        before: Option<&Account>,
         identity: &Identity,
         user: &Value,
     ) -> Result<(), HandleError> {
         let found = self.graph.find_by_identity(identity).await?;
-        if let Some(account) = account_among(found, before, AccountOrigin::Created) {
+        let before = self.store.account(event.id).await?;
+        if let Some(account) = account_among(found, before.as_ref(), AccountOrigin::Created) {
             return self.finish(event, &account).await;
         }
         let begun = self.store.begin_account(Self::NAME, event, now()).await?;
@@ -138,12 +138,13 @@ impl Accounts {
     async fn invite(
         &self,
         event: &SignUpEvent,
-        before: Option<&Account>,
         mail: &str,
         invitation: &Value,
     ) -> Result<MadeAccount, HandleError> {
         let found = self.graph.find_by_mail(mail).await?;
-        if let Some(account) = account_among(found, before, AccountOrigin::Invited) {
+        // Read after the search: what another process made while we searched, it had noted before.
+        let before = self.store.account(event.id).await?;
+        if let Some(account) = account_among(found, before.as_ref(), AccountOrigin::Invited) {
             return Ok(account);
         }
         if let Some(before) = before {
@@ -253,16 +254,13 @@ impl Worker for Accounts {
         let plan = Plan::of(event, &self.house)
             .map_err(|none| HandleError::park(Cause::InvalidRecipient, none))?;
         match plan {
-            Plan::Create { identity, user } => {
-                self.create(event, before.as_ref(), &identity, &user).await
-            }
+            Plan::Create { identity, user } => self.create(event, &identity, &user).await,
             Plan::Invite { mail, invitation, attributes } => {
-                let noted = before.as_ref().and_then(|it| it.made.clone().zip(it.made_at));
+                let noted = before.and_then(|it| it.made.zip(it.made_at));
                 let (account, made_at) = match noted {
                     Some(noted) => noted,
                     None => {
-                        let account =
-                            self.invite(event, before.as_ref(), &mail, &invitation).await?;
+                        let account = self.invite(event, &mail, &invitation).await?;
                         let made_at = now();
                         self.store.account_made(Self::NAME, event, &account, made_at).await?;
                         (account, made_at)

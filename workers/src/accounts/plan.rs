@@ -364,7 +364,52 @@ mod tests {
         assert_ne!(plus, local_part("ada/x@example.com", "fedcba9876543210"));
     }
 
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "\\PC{0,20}".prop_map(Value::from),
+            Just(json!([])),
+            Just(json!({ "a": 1 })),
+        ]
+    }
+
+    fn name() -> impl Strategy<Value = String> {
+        let known = proptest::sample::select(ATTRIBUTES.to_vec()).prop_map(str::to_owned);
+        prop_oneof![
+            known,
+            "(userType|accountEnabled|identities|mail|lastName|surName|id)",
+            "extension_[a-z0-9]{1,8}_[A-Z]{1,3}",
+            "\\PC{0,12}",
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn whatever_a_form_holds_the_account_is_a_guest_that_graph_takes(
+            claims in proptest::collection::btree_map(name(), value(), 0..20),
+        ) {
+            let claims: Map<String, Value> = claims.into_iter().collect();
+            let event = event(Some("google.com"), claims.into());
+            let user = user_of(&event);
+            prop_assert_eq!(&user["userType"], "Guest");
+            prop_assert_eq!(&user["accountEnabled"], true);
+            prop_assert_eq!(&user["mail"], "johnsmith@outlook.com");
+            prop_assert_eq!(&user["identities"], &json!(event.sign_up.identities));
+            for (name, value) in user.as_object().unwrap() {
+                let fits = match name.as_str() {
+                    "userType" | "accountEnabled" | "identities" => true,
+                    "mail" | "mailNickname" | "userPrincipalName" => true,
+                    name if name.starts_with(CUSTOM) => !value.is_null(),
+                    name => {
+                        ATTRIBUTES.contains(&name) && value.as_str().is_some_and(|it| !it.is_empty())
+                    }
+                };
+                prop_assert!(fits, "{name}: {value}");
+            }
+        }
+
         #[test]
         fn a_name_in_the_directory_is_always_one(mail in "\\PC{1,80}@\\PC{1,80}") {
             let local = local_part(&mail, "0123456789abcdef0123456789abcdef");

@@ -160,6 +160,24 @@ async fn a_crash_after_the_account_was_made_makes_no_second_one() -> anyhow::Res
 }
 
 #[tokio::test]
+async fn two_processes_with_one_event_make_one_account() -> anyhow::Result<()> {
+    for event in [federated("ada"), other("ada")] {
+        let (server, stage) = (Server::start().await?, Stage::open().await?);
+        let task = task(event.clone());
+        let handle = async || accounts(&server, &stage).handle(&task).await;
+
+        let (one, another) = tokio::join!(handle(), handle());
+
+        one?;
+        another?;
+        assert_eq!(server.users().len(), 1);
+        assert_ne!(account(&stage, &event).await.made.unwrap().origin, AccountOrigin::Found);
+        assert_eq!(stage.store.accounts_of(&event.person).await?.len(), 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn after_an_invitation_without_an_answer_none_is_sent_too_soon() -> anyhow::Result<()> {
     let (server, stage) = (Server::start().await?, Stage::open().await?);
     server.hide_from(1);

@@ -86,8 +86,8 @@ impl fmt::Display for Problem {
             Self::Conflict(told) => write!(f, "the directory has it already ({told})"),
             Self::Invalid(told) => write!(f, "Graph does not take the values ({told})"),
             Self::NotLetIn => f.write_str(
-                "Graph does not accept our token; see that `base_url`, `token_url` and `scope` \
-                 belong together, the event is tried again",
+                "Graph does not accept our token; see that `graph_url` and `token_url` belong \
+                 together, the event is tried again",
             ),
             Self::NotPermitted => f.write_str("Graph does not permit it"),
             Self::NoToken(error) => write!(f, "{error}"),
@@ -124,7 +124,7 @@ impl From<GraphError> for HandleError {
             }
             // The collections are always there, so it is our address that is wrong.
             Problem::NotFound if error.call != Call::UpdateUser => {
-                let source = anyhow!("{error}: see `base_url`; the event is tried again");
+                let source = anyhow!("{error}: see `graph_url`; the event is tried again");
                 return Self::retry(Cause::Unavailable, source);
             }
             Problem::NotFound

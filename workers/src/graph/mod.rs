@@ -111,14 +111,14 @@ impl Graph {
             complain("client_secret", "must not be empty");
         }
         let base = http::secure_url(settings.base_url.trim_end_matches('/'));
-        let base = base.map_err(|fault| complain("base_url", fault)).ok();
+        let base = base.map_err(|fault| complain("graph_url", fault)).ok();
         let token_url = settings.token_url.clone().unwrap_or_else(|| {
             format!("https://login.microsoftonline.com/{}/oauth2/v2.0/token", settings.tenant)
         });
         let token_url = http::secure_url(&token_url);
         let token_url = token_url.map_err(|fault| complain("token_url", fault)).ok();
         let http = http::client(settings.timeout);
-        let http = http.map_err(|_| complain("base_url", "no HTTPS client on this machine")).ok();
+        let http = http.map_err(|_| complain("graph_url", "no HTTPS client on this machine")).ok();
         let (http, base, token_url) = (http?, base?, token_url?);
         let tokens = Tokens::new(http.clone(), token_url, settings);
         Some(Self { http, base, tokens })

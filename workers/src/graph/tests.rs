@@ -191,7 +191,7 @@ fn all_complaints_come_at_once() {
     let mut faults = Vec::new();
     assert!(Graph::new(&settings, &mut faults).is_none());
     let keys: Vec<_> = faults.iter().map(|it| it.key).collect();
-    assert_eq!(keys, ["tenant", "client_id", "client_secret", "base_url", "token_url"]);
+    assert_eq!(keys, ["tenant", "client_id", "client_secret", "graph_url", "token_url"]);
 }
 
 #[test]
