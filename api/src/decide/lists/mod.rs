@@ -98,6 +98,8 @@ pub enum ListFault {
     Unreadable { path: PathBuf, error: io::Error },
     #[error("{} is not a file", .0.display())]
     NotAFile(PathBuf),
+    #[error("{} is larger than 4 GiB", .0.display())]
+    TooLarge(PathBuf),
     #[error("{place}: {fault}")]
     Entry { place: Place, fault: EntryFault },
     #[error(transparent)]
@@ -225,6 +227,9 @@ fn from_file(path: &Path, ignore_case: bool) -> Result<(Entries, FileStamp), Lis
     let mut file = std::fs::File::open(path).map_err(unreadable)?;
     // Before reading, so that a change meanwhile is noticed and not missed.
     let stamp = FileStamp::of(&file.metadata().map_err(unreadable)?);
+    if stamp.bytes > u64::from(u32::MAX) {
+        return Err(ListFault::TooLarge(path.to_owned()));
+    }
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut file, &mut bytes).map_err(unreadable)?;
     let entries = from_lines(&bytes, ignore_case).map_err(|(line, fault)| ListFault::Entry {
@@ -236,8 +241,10 @@ fn from_file(path: &Path, ignore_case: bool) -> Result<(Entries, FileStamp), Lis
 
 fn from_lines(bytes: &[u8], ignore_case: bool) -> Result<Entries, (usize, EntryFault)> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut entries = Entries::new(ignore_case);
-    for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+    let lines = || bytes.split(|byte| *byte == b'\n');
+    let filled = lines().filter(|line| !line.trim_ascii().is_empty()).count();
+    let mut entries = Entries::with_room(ignore_case, filled, bytes.len());
+    for (number, line) in lines().enumerate() {
         let located = |fault| (number + 1, fault);
         let line = std::str::from_utf8(line).map_err(|_| located(EntryFault::NotText))?;
         let entry = without_comment(line).trim();
@@ -245,6 +252,7 @@ fn from_lines(bytes: &[u8], ignore_case: bool) -> Result<Entries, (usize, EntryF
             entries.insert(entry).map_err(located)?;
         }
     }
+    entries.shrink();
     Ok(entries)
 }
 
@@ -278,6 +286,7 @@ async fn from_sql(
         wrong.is_none()
     };
     sql.first_column(&mut each).await?;
+    entries.shrink();
     wrong.map_or(Ok(entries), Err)
 }
 
@@ -334,7 +343,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_changed_file_has_another_stamp_than_the_list_that_was_read_from_it() {
+    async fn a_file_has_another_stamp_when_it_changed_and_must_be_one_that_fits() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("list");
         let settings = ListSettings {
@@ -355,6 +364,10 @@ mod tests {
         std::fs::write(&other, "two").unwrap();
         std::fs::rename(&other, &path).unwrap();
         assert_ne!(settings.stamp(), list.stamp());
+
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 32).unwrap();
+        let error = List::load(&settings).await.unwrap_err();
+        assert!(matches!(error.fault, ListFault::TooLarge(_)), "{error}");
 
         let directory = ListSettings { source: ListSource::File(folder.path().into()), ..settings };
         let error = List::load(&directory).await.unwrap_err();
