@@ -294,7 +294,8 @@ async fn no_more_requests_are_under_way_than_allowed() -> anyhow::Result<()> {
     // stopped waiting at the same moment).
     assert_eq!(first, Some(LookupFailure::Late));
     assert!(matches!(second, Some(LookupFailure::Crowded | LookupFailure::Late)), "{second:?}");
-    assert_eq!(service.calls(), 1);
+    // On a busy machine the first may not have got through, either.
+    assert!(service.calls() <= 1);
     Ok(())
 }
 

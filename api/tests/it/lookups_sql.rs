@@ -279,7 +279,15 @@ async fn mariadb_answers_lookups_and_fills_lists() -> anyhow::Result<()> {
             "born": "1815-12-10", "seen": "2024-02-29T12:30:00Z", "note": "b",
         }),
     };
-    try_all(&case).await
+    try_all(&case).await?;
+
+    let lookup = case.lookup(&case.by_name(), 1, Duration::from_millis(500))?;
+    eventually(LONG, "it answers", async || fetch(&lookup, &[json!("Ada")]).await.is_ok()).await?;
+    server.pause();
+    assert_eq!(fetch(&lookup, &[json!("Ada")]).await.unwrap_err(), LookupFailure::Late);
+    server.resume();
+    eventually(LONG, "it answers again", async || fetch(&lookup, &[json!("Ada")]).await.is_ok())
+        .await
 }
 
 #[tokio::test]
