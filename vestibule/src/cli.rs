@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{approvals::ApprovalsCommand, replay::ReplayArgs, simulate::SimulateArgs};
+use crate::{
+    approvals::ApprovalsCommand, replay::ReplayArgs, simulate::SimulateArgs, test::TestArgs,
+    trying::TryArgs,
+};
 
 /// The business-logic layer behind self-service sign-up.
 ///
@@ -96,6 +99,10 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Try the rules: decide one call of a platform, and show why and the answer in each dialect
+    Try(TryArgs),
+    /// Test the rules: run cases like unit tests, or decide recorded sign-ups again
+    Test(TestArgs),
     /// Play the platform: send realistic sign-ups and see whether each was acted on exactly once
     Simulate(SimulateArgs),
     /// Look at the requests for approval, and decide them

@@ -14,6 +14,9 @@ mod ready;
 mod replay;
 mod run;
 mod simulate;
+mod test;
+mod trial;
+mod trying;
 mod wiring;
 
 use std::{io, process::ExitCode};
@@ -70,6 +73,8 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Relay => run::relay(load()?).await?,
         Command::Migrate { output } => migrate::migrate(&load()?, output).await?,
         Command::Check { output } => check::check(load(), &file, output)?,
+        Command::Try(args) => trying::try_call(args, &load()?).await?,
+        Command::Test(args) => return test::test(args, &load()?).await,
         Command::Simulate(args) => return simulate::simulate(args, load).await,
         Command::Approvals { command } => approvals::approvals(command, &load()?).await?,
         Command::Replay(args) => replay::replay(args, &load()?).await?,

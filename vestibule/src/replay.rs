@@ -83,7 +83,7 @@ pub(crate) struct ReplayArgs {
 
 /// A time, perhaps told from now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
+pub(crate) enum Moment {
     At(OffsetDateTime),
     Ago(Duration),
 }
@@ -255,7 +255,7 @@ impl<W: Write> Lines<W> {
 }
 
 impl Moment {
-    fn resolve(self, now: OffsetDateTime) -> OffsetDateTime {
+    pub(crate) fn resolve(self, now: OffsetDateTime) -> OffsetDateTime {
         match self {
             Self::At(time) => time,
             Self::Ago(ago) => {
@@ -265,7 +265,7 @@ impl Moment {
     }
 }
 
-fn parse_moment(text: &str) -> Result<Moment, String> {
+pub(crate) fn parse_moment(text: &str) -> Result<Moment, String> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
         return Ok(Moment::At(time));
     }

@@ -21,18 +21,15 @@ use std::{
 
 use anyhow::Context;
 
+use self::connectors::Surroundings;
 pub(crate) use self::{
     approvals::ApprovalsConfig,
     connectors::ConnectorConfig,
     credentials::CredentialConfig,
-    reader::{Complaints, did_you_mean},
+    reader::{Complaints, Document, Section, did_you_mean},
     reference::{ListConfig, LookupConfig, ReferenceConfig},
     secret::SecretSource,
     workers::{ChannelConfig, EffectConfig, WorkerConfig},
-};
-use self::{
-    connectors::Surroundings,
-    reader::{Document, Section},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);

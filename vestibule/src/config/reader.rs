@@ -31,14 +31,17 @@ impl fmt::Display for Complaints {
         let count = self.complaints.len();
         let mistakes = if count == 1 { "mistake" } else { "mistakes" };
         write!(f, "the configuration has {count} {mistakes}")?;
-        for Complaint { line, column, key, message } in &self.complaints {
-            write!(f, "\n  {}:{line}:{column}: ", self.file)?;
-            if !key.is_empty() {
-                write!(f, "{key}: ")?;
-            }
-            f.write_str(message)?;
-        }
-        Ok(())
+        self.lines().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
+impl Complaints {
+    /// A line for each, with its place.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> {
+        self.complaints.iter().map(|Complaint { line, column, key, message }| {
+            let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+            format!("{}:{line}:{column}: {key}{message}", self.file)
+        })
     }
 }
 
@@ -88,11 +91,16 @@ impl<'a> Document<'a> {
     }
 
     fn complain(&self, place: Range<usize>, key: String, message: String) {
-        let before = &self.source[..place.start.min(self.source.len())];
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        let (line, column) = line_and_column(self.source, place.start);
         self.complaints.borrow_mut().push((place.start, Complaint { line, column, key, message }));
     }
+}
+
+fn line_and_column(source: &str, offset: usize) -> (usize, usize) {
+    let before = &source[..offset.min(source.len())];
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    (line, column)
 }
 
 /// One table of the document. Each key that is asked for is thereby known; [`Section::finish`]
@@ -114,6 +122,11 @@ impl<'a> Section<'a> {
 
     pub(crate) fn has(&self, key: &str) -> bool {
         self.find(key).is_some()
+    }
+
+    /// Where the section begins, from 1.
+    pub(crate) fn line(&self) -> usize {
+        line_and_column(self.document.source, self.place.start).0
     }
 
     /// Complains of a key in this section, or of the section where `key` is empty or missing.
@@ -346,6 +359,23 @@ impl<'a> Section<'a> {
         .unwrap_or_default()
     }
 
+    /// A value of whatever kind, as JSON has it.
+    pub(crate) fn json(&mut self, key: &'static str) -> Option<serde_json::Value> {
+        self.value(key, "a value", |value| Ok(json(value)))
+    }
+
+    /// A table of whatever values.
+    pub(crate) fn table(
+        &mut self,
+        key: &'static str,
+    ) -> serde_json::Map<String, serde_json::Value> {
+        self.value(key, "a table", |value| match json(value) {
+            serde_json::Value::Object(table) => Ok(table),
+            _ => Err(found(value)),
+        })
+        .unwrap_or_default()
+    }
+
     fn child<T>(
         &self,
         name: &str,
@@ -385,6 +415,27 @@ impl<'a> Section<'a> {
             (path, "") => path.to_owned(),
             ("", key) => key.to_owned(),
             (path, key) => format!("{path}.{key}"),
+        }
+    }
+}
+
+fn json(value: &DeValue<'_>) -> serde_json::Value {
+    match value {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Integer(number) => {
+            let (text, radix) = (number.as_str(), number.radix());
+            i64::from_str_radix(text, radix).map_or_else(|_| text.into(), serde_json::Value::from)
+        }
+        DeValue::Float(number) => number.as_str().parse::<f64>().unwrap_or(f64::NAN).into(),
+        DeValue::Boolean(value) => (*value).into(),
+        DeValue::Datetime(time) => time.to_string().into(),
+        DeValue::Array(items) => items.iter().map(|item| json(item.get_ref())).collect(),
+        DeValue::Table(table) => {
+            let entry = |(name, value): (
+                &toml::Spanned<std::borrow::Cow<'_, str>>,
+                &toml::Spanned<DeValue<'_>>,
+            )| { (name.get_ref().to_string(), json(value.get_ref())) };
+            serde_json::Value::Object(table.iter().map(entry).collect())
         }
     }
 }

@@ -65,6 +65,16 @@ impl ListConfig {
         Ok(ListSettings { name: self.name.clone(), source, ignore_case: self.ignore_case })
     }
 
+    /// The same list with other entries, for trying rules out.
+    pub(crate) fn settings_with(&self, entries: Vec<String>) -> ListSettings {
+        let source = ListSource::Inline(entries);
+        ListSettings { name: self.name.clone(), source, ignore_case: self.ignore_case }
+    }
+
+    pub(crate) const fn is_in_database(&self) -> bool {
+        matches!(self.source, ListPlace::Sql { .. })
+    }
+
     /// How often a list that is no file is loaded anew.
     pub(crate) const fn refresh(&self) -> Option<Duration> {
         match self.source {
