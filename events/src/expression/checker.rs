@@ -1,17 +1,21 @@
 //! What can be known of an expression before it is ever evaluated.
 //!
-//! Names and patterns are settled here once: what is left of them are variables that need no
-//! further search.
-
-use std::sync::Arc;
+//! Names, patterns and bounds are settled here once: what is left of an expression means something,
+//! and where it could grow or take long it is made of functions that count ([`super::bounded`]).
+//! Of what kind a value is, is known of members, of what is written in the expression and of what
+//! functions give. Of claims nothing is known, so nothing is said about them.
 
 use cel::{
-    Context, ExecutionError, IdedExpr, Program,
-    common::ast::{CallExpr, EntryExpr, Expr, LiteralValue, SourceInfo, operators},
+    IdedExpr,
+    common::ast::{
+        CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SourceInfo, operators,
+    },
 };
 
 use super::{
-    ENV, Fault, MEMBERS, SIGNUP,
+    Fault, MEMBERS, SIGNUP,
+    bounded::{self, CALLS_MAX, DEPTH_MAX},
+    functions::{self, FUNCTIONS, Kind, NOW, Param, Signature},
     pattern::Pattern,
     sources::{Known, LISTS, LOOKUPS},
     view::{list_variable, lookup_variable},
@@ -20,17 +24,22 @@ use super::{
 /// An expression in which every name means something.
 pub(super) struct Checked {
     pub(super) expression: IdedExpr,
+    /// Of what kind its value is.
+    pub(super) kind: Kind,
     pub(super) patterns: Vec<Pattern>,
     /// The lookups that it names, each once.
     pub(super) lookups: Vec<String>,
 }
 
-/// Finds what would fail at every evaluation: names that do not exist and patterns that cannot be.
+/// Finds what would fail at every evaluation: names that do not exist, patterns that cannot be,
+/// values of a kind that is of no use where they stand.
 pub(super) struct Checker<'a> {
     source: &'a SourceInfo,
     known: &'a Known,
     /// Variables of the comprehensions around.
     scope: Vec<String>,
+    depth: usize,
+    calls: usize,
     patterns: Vec<Pattern>,
     lookups: Vec<String>,
     faults: Vec<Fault>,
@@ -44,99 +53,291 @@ enum Reference {
 
 impl<'a> Checker<'a> {
     /// The expression with what it needs, or everything that is wrong with it.
-    pub(super) fn check(program: &'a Program, known: &'a Known) -> Result<Checked, Vec<Fault>> {
+    pub(super) fn check(
+        mut expression: IdedExpr,
+        source: &'a SourceInfo,
+        known: &'a Known,
+    ) -> Result<Checked, Vec<Fault>> {
         let mut checker = Self {
-            source: program.source_info(),
+            source,
             known,
             scope: Vec::new(),
+            depth: 0,
+            calls: 0,
             patterns: Vec::new(),
             lookups: Vec::new(),
             faults: Vec::new(),
         };
-        let mut expression = program.expression().clone();
-        checker.visit(&mut expression);
+        let kind = checker.visit(&mut expression);
+        if !matches!(kind, Kind::Bool | Kind::Number | Kind::Text) {
+            wrap(&mut expression, functions::PLAIN);
+        }
         let Self { patterns, lookups, faults, .. } = checker;
-        if faults.is_empty() { Ok(Checked { expression, patterns, lookups }) } else { Err(faults) }
+        if faults.is_empty() {
+            Ok(Checked { expression, kind, patterns, lookups })
+        } else {
+            Err(faults)
+        }
     }
 
-    fn visit(&mut self, node: &mut IdedExpr) {
+    /// Says of what kind the value is.
+    fn visit(&mut self, node: &mut IdedExpr) -> Kind {
+        // What a loop handles is counted, which nests it once more.
+        let step = if self.scope.is_empty() { 1 } else { 2 };
+        if self.depth + step > DEPTH_MAX {
+            self.fault(node.id, "this is nested too deep; split it into several".to_owned());
+            return Kind::Any;
+        }
+        self.depth += step;
+        let kind = self.visit_within(node);
+        self.depth -= step;
+        kind
+    }
+
+    fn visit_within(&mut self, node: &mut IdedExpr) -> Kind {
         let at = node.id;
         match self.reference(node) {
             Some(Reference::List(name)) => {
                 let message = format!("a list can only be asked with `in`: `… in {LISTS}.{name}`");
-                return self.fault(at, message);
+                self.fault(at, message);
+                return Kind::Any;
             }
-            Some(Reference::Lookup(name)) => return node.expr = self.lookup(at, name),
+            Some(Reference::Lookup(name)) => {
+                node.expr = self.lookup(at, name);
+                return Kind::Map;
+            }
             None => {}
         }
         match &mut node.expr {
-            Expr::Unspecified | Expr::Literal(_) => {}
+            Expr::Unspecified => Kind::Any,
+            Expr::Literal(literal) => kind_of(literal),
             Expr::Ident(name) => self.check_variable(at, name),
             Expr::Select(select) => {
                 if let Expr::Ident(root) = &select.operand.expr
                     && !self.scope.contains(root)
                 {
                     match root.as_str() {
-                        SIGNUP => return self.check_member(at, &select.field),
+                        SIGNUP => {
+                            let kind = self.check_member(at, &select.field);
+                            return if select.test { Kind::Bool } else { kind };
+                        }
                         LISTS | LOOKUPS => {
                             let message = format!("`{root}.{}` is always there", select.field);
-                            return self.fault(at, message);
+                            self.fault(at, message);
+                            return Kind::Bool;
                         }
                         _ => {}
                     }
                 }
-                self.visit(&mut select.operand);
+                let operand = self.visit(&mut select.operand);
+                if matches!(operand, Kind::Text | Kind::Number | Kind::Bool | Kind::Date) {
+                    let message = format!("{} has no `{}`", operand.name(), select.field);
+                    self.fault(at, message);
+                }
+                if select.test { Kind::Bool } else { Kind::Any }
             }
-            Expr::Call(call) => {
-                if let Some(asked) = self.membership(call) {
+            Expr::Call(call) => match self.membership(call) {
+                Some(asked) => {
                     node.expr = asked;
-                    return;
+                    Kind::Bool
                 }
-                // A qualified function, such as `optional.of`, looks like a variable's member.
-                let qualified = matches!(
-                    call.target.as_deref(),
-                    Some(IdedExpr { expr: Expr::Ident(name), .. }) if name == "optional"
-                );
-                if !qualified {
-                    call.target.iter_mut().for_each(|target| self.visit(target));
-                    self.check_function(at, call);
-                }
-                call.args.iter_mut().for_each(|argument| self.visit(argument));
+                None => self.visit_call(at, call),
+            },
+            Expr::List(list) => {
+                list.elements.iter_mut().for_each(|element| {
+                    self.visit(element);
+                });
+                Kind::List
             }
-            Expr::List(list) => list.elements.iter_mut().for_each(|element| self.visit(element)),
             Expr::Map(map) => {
-                map.entries.iter_mut().for_each(|entry| self.visit_entry(&mut entry.expr));
+                for entry in &mut map.entries {
+                    if let EntryExpr::MapEntry(entry) = &mut entry.expr {
+                        self.visit(&mut entry.key);
+                        self.visit(&mut entry.value);
+                    }
+                }
+                Kind::Map
             }
             Expr::Struct(it) => {
-                it.entries.iter_mut().for_each(|entry| self.visit_entry(&mut entry.expr));
+                let message = format!("there is no type `{}`", it.type_name);
+                self.fault(at, message);
+                Kind::Any
             }
-            Expr::Comprehension(it) => {
-                // What the platform sends decides how often a loop turns; squared, it could use up
-                // the deadline of the call and of those behind it.
-                if !self.scope.is_empty() && !matches!(it.iter_range.expr, Expr::List(_)) {
-                    let message = "a loop within a loop can only walk a list that is written here";
-                    self.fault(at, message.to_owned());
-                }
-                self.visit(&mut it.iter_range);
-                self.visit(&mut it.accu_init);
-                let outside = self.scope.len();
-                self.scope.extend([it.iter_var.clone(), it.accu_var.clone()]);
-                self.scope.extend(it.iter_var2.clone());
-                self.visit(&mut it.loop_cond);
-                self.visit(&mut it.loop_step);
-                self.visit(&mut it.result);
-                self.scope.truncate(outside);
-            }
+            Expr::Comprehension(it) => self.visit_loop(at, it),
         }
     }
 
-    fn visit_entry(&mut self, entry: &mut EntryExpr) {
-        match entry {
-            EntryExpr::StructField(field) => self.visit(&mut field.value),
-            EntryExpr::MapEntry(entry) => {
-                self.visit(&mut entry.key);
-                self.visit(&mut entry.value);
+    fn visit_loop(&mut self, at: u64, it: &mut ComprehensionExpr) -> Kind {
+        // What the platform sends decides how often a loop turns; squared, it could use up the
+        // deadline of the call and of those behind it.
+        if !self.scope.is_empty() && !matches!(it.iter_range.expr, Expr::List(_)) {
+            let message = "a loop within a loop can only walk a list that is written here";
+            self.fault(at, message.to_owned());
+        }
+        let range = self.visit(&mut it.iter_range);
+        if !matches!(range, Kind::List | Kind::Map | Kind::Any) {
+            self.fault(at, format!("a loop needs a list or a map, and this is {}", range.name()));
+        }
+        let result = self.visit(&mut it.accu_init);
+        let outside = self.scope.len();
+        self.scope.extend([it.iter_var.clone(), it.accu_var.clone()]);
+        self.scope.extend(it.iter_var2.clone());
+        self.visit(&mut it.loop_cond);
+        self.visit(&mut it.loop_step);
+        let counted = self.visit(&mut it.result);
+        self.scope.truncate(outside);
+        meter(it);
+        if counted == Kind::Any { result } else { counted }
+    }
+
+    fn visit_call(&mut self, at: u64, call: &mut CallExpr) -> Kind {
+        // A qualified function, such as `optional.of`, looks like a variable's member.
+        let qualified = match call.target.as_deref() {
+            Some(IdedExpr { expr: Expr::Ident(name), .. }) if name == "optional" => {
+                Some(format!("{name}.{}", call.func_name))
             }
+            _ => None,
+        };
+        let mut kinds = Vec::with_capacity(1 + call.args.len());
+        if qualified.is_none() {
+            kinds.extend(call.target.iter_mut().map(|target| self.visit(target)));
+        }
+        kinds.extend(call.args.iter_mut().map(|argument| self.visit(argument)));
+        let operator = !call.func_name.starts_with(|c: char| c.is_ascii_alphabetic());
+        let kind = if operator {
+            self.check_operator(at, call, &kinds)
+        } else {
+            self.calls += 1;
+            if self.calls == CALLS_MAX + 1 {
+                self.fault(at, format!("this calls more than {CALLS_MAX} functions"));
+            }
+            let name = qualified.as_ref().unwrap_or(&call.func_name);
+            let on = call.target.is_some() && qualified.is_none();
+            let kind = self.check_function(at, name, on, call, &kinds);
+            if name.ends_with("phone") {
+                functions::prepare_phones();
+            }
+            if let Some((_, ours)) =
+                bounded::REPLACED.iter().find(|(name, _)| call.func_name == *name)
+            {
+                call.func_name = (*ours).to_owned();
+            }
+            if on && call.func_name == "format" {
+                call.args.iter_mut().for_each(|it| wrap(it, bounded::SIZED));
+            }
+            kind
+        };
+        if !self.scope.is_empty() {
+            let handled = call.target.as_deref_mut().filter(|_| qualified.is_none());
+            let handled = handled.into_iter().chain(&mut call.args).zip(&kinds);
+            for (value, kind) in handled {
+                // What is written here is short, and of a number or so there is nothing to count.
+                let short = matches!(kind, Kind::Number | Kind::Bool | Kind::Null | Kind::Date)
+                    || matches!(value.expr, Expr::Literal(_))
+                    || matches!(&value.expr, Expr::Ident(name) if name.starts_with('@'));
+                let passes_on = matches!(
+                    call.func_name.as_str(),
+                    operators::LOGICAL_AND
+                        | operators::LOGICAL_OR
+                        | operators::LOGICAL_NOT
+                        | operators::CONDITIONAL
+                        | operators::NOT_STRICTLY_FALSE
+                        | operators::INDEX
+                        | operators::OPT_INDEX
+                        | operators::OPT_SELECT
+                        | operators::ADD
+                        | bounded::ADD
+                );
+                if !short && !passes_on {
+                    wrap(value, bounded::METERED);
+                }
+            }
+        }
+        kind
+    }
+
+    fn check_operator(&mut self, at: u64, call: &mut CallExpr, kinds: &[Kind]) -> Kind {
+        let sign = call.func_name.trim_matches('_').to_owned();
+        let differ = matches!(kinds, [left, right]
+            if left != right && ![left, right].iter().any(|it| matches!(it, Kind::Any | Kind::Null)));
+        match (call.func_name.as_str(), kinds) {
+            (operators::LOGICAL_AND | operators::LOGICAL_OR | operators::LOGICAL_NOT, kinds) => {
+                self.check_truths(at, &sign, kinds);
+                Kind::Bool
+            }
+            (operators::CONDITIONAL, [condition, yes, no]) => {
+                self.check_truths(at, "?", &[*condition]);
+                if yes == no { *yes } else { Kind::Any }
+            }
+            (operators::EQUALS | operators::NOT_EQUALS, [left, right]) => {
+                if differ {
+                    let (left, right) = (left.name(), right.name());
+                    self.fault(at, format!("{left} on the left of `{sign}` never equals {right}"));
+                }
+                Kind::Bool
+            }
+            (
+                operators::LESS
+                | operators::LESS_EQUALS
+                | operators::GREATER
+                | operators::GREATER_EQUALS,
+                [left, right],
+            ) => {
+                if differ {
+                    let (left, right) = (left.name(), right.name());
+                    self.fault(at, format!("`{sign}` cannot compare {left} with {right}"));
+                }
+                Kind::Bool
+            }
+            (operators::IN, [_, range]) => {
+                if !matches!(range, Kind::List | Kind::Map | Kind::Any) {
+                    let message =
+                        format!("`in` needs a list on its right, and has {}", range.name());
+                    self.fault(at, message);
+                }
+                Kind::Bool
+            }
+            (operators::ADD, [left, right]) => {
+                if differ || [left, right].iter().any(|it| matches!(it, Kind::Bool | Kind::Date)) {
+                    let (left, right) = (left.name(), right.name());
+                    self.fault(at, format!("`+` cannot add {left} and {right}"));
+                }
+                // What a loop gathers is counted where it turns; the shape of this is its own.
+                let gathers = matches!(&call.args[0].expr, Expr::Ident(it) if it.starts_with('@'));
+                if *left != Kind::Number && *right != Kind::Number && !gathers {
+                    call.func_name = bounded::ADD.to_owned();
+                }
+                if left == right { *left } else { Kind::Any }
+            }
+            (
+                operators::SUBSTRACT
+                | operators::MULTIPLY
+                | operators::DIVIDE
+                | operators::MODULO
+                | operators::NEGATE,
+                kinds,
+            ) => {
+                let odd = kinds.iter().find(|it| !matches!(it, Kind::Number | Kind::Any));
+                if let Some(odd) = odd {
+                    self.fault(at, format!("`{sign}` needs numbers, and has {}", odd.name()));
+                }
+                Kind::Number
+            }
+            (operators::INDEX | operators::OPT_INDEX, [of, _]) => {
+                if !matches!(of, Kind::List | Kind::Map | Kind::Any) {
+                    self.fault(at, format!("`[…]` needs a list or a map, and has {}", of.name()));
+                }
+                Kind::Any
+            }
+            (operators::NOT_STRICTLY_FALSE, _) => Kind::Bool,
+            ("@today", _) => Kind::Date,
+            _ => Kind::Any,
+        }
+    }
+
+    fn check_truths(&mut self, at: u64, sign: &str, kinds: &[Kind]) {
+        if let Some(odd) = kinds.iter().find(|it| !matches!(it, Kind::Bool | Kind::Any)) {
+            self.fault(at, format!("`{sign}` needs true or false, and has {}", odd.name()));
         }
     }
 
@@ -197,10 +398,11 @@ impl<'a> Checker<'a> {
         self.fault(at, format!("there is no {what} `{name}`{hint}"));
     }
 
-    fn check_variable(&mut self, at: u64, name: &str) {
-        const TYPES: [&str; 10] = [
+    fn check_variable(&mut self, at: u64, name: &str) -> Kind {
+        const TYPES: [&str; 11] = [
             "bool",
             "bytes",
+            "date",
             "double",
             "int",
             "list",
@@ -211,14 +413,22 @@ impl<'a> Checker<'a> {
             "uint",
         ];
         match Pattern::of_variable(name) {
-            Some(Ok(pattern)) => return self.patterns.push(pattern),
-            Some(Err(message)) => return self.fault(at, message),
+            Some(Ok(pattern)) => {
+                self.patterns.push(pattern);
+                return Kind::Any;
+            }
+            Some(Err(message)) => {
+                self.fault(at, message);
+                return Kind::Any;
+            }
             None => {}
         }
-        if self.scope.iter().any(|it| it == name) || name == SIGNUP || TYPES.contains(&name) {
-            return;
+        if self.scope.iter().any(|it| it == name) || TYPES.contains(&name) {
+            return Kind::Any;
         }
         let message = match name {
+            SIGNUP => return Kind::Map,
+            NOW => return Kind::Date,
             LISTS => format!("`{LISTS}` needs the name of one: `… in {LISTS}.name`"),
             LOOKUPS => format!("`{LOOKUPS}` needs the name of one: `{LOOKUPS}.name.found`"),
             _ => {
@@ -232,29 +442,95 @@ impl<'a> Checker<'a> {
             }
         };
         self.fault(at, message);
+        Kind::Any
     }
 
-    fn check_member(&mut self, at: u64, name: &str) {
+    fn check_member(&mut self, at: u64, name: &str) -> Kind {
         if !MEMBERS.contains(&name) {
+            let hint = nearest(name, MEMBERS.into_iter());
             let members = MEMBERS.join(", ");
-            self.fault(at, format!("`{SIGNUP}` has no `{name}`; it has {members}"));
+            self.fault(at, format!("`{SIGNUP}` has no `{name}`{hint}; it has {members}"));
+            return Kind::Any;
+        }
+        match name {
+            "claims" => Kind::Map,
+            "identities" => Kind::List,
+            _ => Kind::Text,
         }
     }
 
-    /// Calls the function with arguments that suit none, to hear whether there is one of that name.
-    fn check_function(&mut self, at: u64, call: &CallExpr) {
-        let null = || IdedExpr { id: 0, expr: Expr::Literal(LiteralValue::Null) };
-        let probe = Expr::Call(CallExpr {
-            func_name: call.func_name.clone(),
-            target: call.target.as_ref().map(|_| Box::new(null())),
-            args: call.args.iter().map(|_| null()).collect(),
-        });
-        let probe = IdedExpr { id: 0, expr: probe };
-        let context = Context::with_env(Arc::clone(&ENV));
-        if let Err(ExecutionError::UndeclaredReference(name)) =
-            cel::Value::resolve(&probe, &context)
-        {
-            self.fault(at, format!("there is no function `{name}`"));
+    /// Whether there is such a function, and whether it can be called like that.
+    fn check_function(
+        &mut self,
+        at: u64,
+        name: &str,
+        on: bool,
+        call: &CallExpr,
+        kinds: &[Kind],
+    ) -> Kind {
+        let name = as_written(name, call);
+        let named: Vec<&Signature> = FUNCTIONS.iter().filter(|it| it.name == name).collect();
+        let called: Vec<&Signature> = named.iter().copied().filter(|it| it.on == on).collect();
+        let Some(first) = called.first() else {
+            let message = match (named.first(), on) {
+                (Some(_), true) => {
+                    format!("`{name}` is called as `{name}(x)`, not as `x.{name}()`")
+                }
+                (Some(_), false) => {
+                    format!("`{name}` is called as `x.{name}()`, not as `{name}(x)`")
+                }
+                (None, _) => {
+                    let like = FUNCTIONS.iter().filter(|it| it.on == on).map(|it| it.name);
+                    format!("there is no function `{name}`{}", nearest(name, like))
+                }
+            };
+            self.fault(at, message);
+            return Kind::Any;
+        };
+        // What is asked of now came here with one value more.
+        let kinds = if name.ends_with("_since") { &kinds[..1] } else { kinds };
+        let until = usize::from(name == "days_until" && kinds.len() > 1);
+        let kinds = &kinds[until..];
+        let Some(signature) = called.iter().find(|it| it.takes.len() == kinds.len()) else {
+            let own = usize::from(on);
+            let mut counts: Vec<_> =
+                called.iter().map(|it| (it.takes.len() - own).to_string()).collect();
+            counts.dedup();
+            let (counts, has) = (counts.join(" or "), kinds.len() - own);
+            self.fault(
+                at,
+                format!("`{name}` takes {counts} values in its brackets, and has {has}"),
+            );
+            return first.gives;
+        };
+        let values = call.target.as_deref().filter(|_| on).into_iter().chain(&call.args[until..]);
+        for ((value, takes), kind) in values.zip(signature.takes).zip(kinds) {
+            self.check_value(name, value, *takes, *kind);
+        }
+        signature.gives
+    }
+
+    fn check_value(&mut self, function: &str, value: &IdedExpr, takes: Param, kind: Kind) {
+        if !takes.takes(kind) {
+            let (takes, has) = (takes.name(), kind.name());
+            self.fault(value.id, format!("`{function}` needs {takes}, and has {has}"));
+        }
+        match &value.expr {
+            Expr::Literal(LiteralValue::String(written)) => {
+                if let Some(message) = takes.fault(written.inner()) {
+                    self.fault(value.id, message);
+                }
+            }
+            Expr::List(list) if matches!(takes, Param::Domains | Param::Networks) => {
+                for element in &list.elements {
+                    let kind = match &element.expr {
+                        Expr::Literal(literal) => kind_of(literal),
+                        _ => Kind::Any,
+                    };
+                    self.check_value(function, element, takes, kind);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -267,6 +543,61 @@ impl<'a> Checker<'a> {
             line: before.matches('\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
         });
+    }
+}
+
+const fn kind_of(literal: &LiteralValue) -> Kind {
+    match literal {
+        LiteralValue::Boolean(_) => Kind::Bool,
+        LiteralValue::Double(_) | LiteralValue::Int(_) | LiteralValue::UInt(_) => Kind::Number,
+        LiteralValue::String(_) => Kind::Text,
+        LiteralValue::Null => Kind::Null,
+        LiteralValue::Bytes(_) => Kind::Any,
+    }
+}
+
+/// The name that a function was called by, where that became a question about now.
+fn as_written<'n>(name: &'n str, call: &CallExpr) -> &'n str {
+    let now = |at: usize| matches!(call.args.get(at), Some(IdedExpr { expr: Expr::Ident(it), .. }) if it == NOW);
+    match name {
+        "years_between" if now(1) => "years_since",
+        "days_between" if now(1) => "days_since",
+        "days_between" if now(0) => "days_until",
+        _ => name,
+    }
+}
+
+/// Puts a call of a function of one argument around a value.
+fn wrap(value: &mut IdedExpr, function: &str) {
+    let id = value.id;
+    let args = vec![std::mem::take(value)];
+    let call = CallExpr { func_name: function.to_owned(), target: None, args };
+    *value = IdedExpr { id, expr: Expr::Call(call) };
+}
+
+/// Counts each turn of a loop.
+///
+/// Where the loop asks whether to go on, that fails once there is no budget left, which no error
+/// absorbed on the way can change. Where it always goes on, its first failure ends it.
+fn meter(it: &mut ComprehensionExpr) {
+    fn items(step: &mut IdedExpr) {
+        match &mut step.expr {
+            Expr::Call(call) if call.func_name == operators::CONDITIONAL => {
+                wrap(&mut call.args[0], bounded::METERED);
+                items(&mut call.args[1]);
+            }
+            Expr::Call(call) if call.func_name == operators::ADD => {
+                if let Expr::List(list) = &mut call.args[1].expr {
+                    list.elements.iter_mut().for_each(|item| wrap(item, bounded::METERED));
+                }
+            }
+            _ => {}
+        }
+    }
+    if matches!(it.loop_cond.expr, Expr::Literal(_)) {
+        items(&mut it.loop_step);
+    } else {
+        wrap(&mut it.loop_cond, bounded::METERED);
     }
 }
 

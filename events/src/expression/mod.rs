@@ -2,13 +2,20 @@
 //!
 //! An expression is compiled once. Whatever would fail at each evaluation is complained of then,
 //! with its place; afterwards a rule means the same to a connector and to a worker: the same
-//! members, the same functions, the same failures. There is one variable, `signup`, and an
-//! expression costs what it looks at: nothing is copied for it, no pattern is compiled twice.
-//! What follows from a condition, and from a [`Failure`], is left to the caller.
+//! members, the same functions, the same failures. It sees `signup`, and the lists and lookups
+//! that it may name. It costs what it looks at: nothing is copied for it, no pattern is compiled
+//! twice; and whatever it says and looks at, it ends within bounds.
+//! What follows from a condition, and from a [`Failure`], is left to the caller, and so is fetching
+//! what a lookup has not answered yet.
 
+mod bounded;
 mod checker;
+mod functions;
 mod pattern;
+#[cfg(test)]
+mod reference;
 mod sources;
+mod syntax;
 mod view;
 
 use std::{
@@ -16,24 +23,15 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use cel::{
-    Context, Env, ExecutionError,
-    common::{
-        types::{CelBool, CelDouble, CelInt, CelNull, CelString, CelUInt},
-        value::Val,
-    },
-};
+use cel::{Context, Env, ExecutionError};
 use serde_json::Value;
 use time::OffsetDateTime;
 
 pub use self::sources::{Known, LookupState, Members, Sources};
-use self::{
-    checker::{Checked, Checker},
-    view::Scope,
-};
+use self::{bounded::within_budget, checker::Checked, functions::Kind, view::Scope};
 use crate::{Claims, Email, Identity, Protocol, SignUp, SignUpEvent, Step};
 
-/// The one variable there is.
+/// The variable that holds the sign-up.
 const SIGNUP: &str = "signup";
 
 /// What `signup` has. What the platform did not send is absent, so that `has(signup.email)` asks
@@ -53,11 +51,13 @@ pub const MEMBERS: [&str; 12] = [
     "correlation_id",
 ];
 
-/// The functions that expressions may call: CEL's standard library and its extension for text, for
-/// claims want trimming and changes of case.
+/// The functions that expressions may call: CEL's standard library, its extension for text, and
+/// ours.
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
     let mut env = Env::stdlib();
-    for extension in [cel::extensions::strings, pattern::extension] {
+    for extension in
+        [cel::extensions::strings, pattern::extension, bounded::extension, functions::extension]
+    {
         env.add_extension(extension).expect("nothing in it has the name of something else");
     }
     Arc::new(env)
@@ -78,13 +78,18 @@ impl Condition {
     /// wrong with it.
     pub fn compile_with(source: &str, known: &Known) -> Result<Self, Vec<Fault>> {
         let condition = Self(Compiled::compile(source, known)?);
+        let neither = |what: &str| {
+            let message = format!("a condition is true or false, and this is {what}");
+            Err(vec![Fault { message, line: 1, column: 1 }])
+        };
+        match condition.0.0.kind {
+            Kind::Bool | Kind::Any => {}
+            kind => return neither(kind.name()),
+        }
         // What fails with the sample may well go through with another sign-up. But the types of
         // members are the same for all, and the sample has no claims, whose types are not.
         match condition.holds(&Facts::new(&sample(), &Claims::new())) {
-            Err(Failure::Result) => {
-                let message = "a condition is true or false, and this is neither".to_owned();
-                Err(vec![Fault { message, line: 1, column: 1 }])
-            }
+            Err(Failure::Result) => neither("neither"),
             _ => Ok(condition),
         }
     }
@@ -107,8 +112,11 @@ impl Condition {
     }
 }
 
-fn truth(value: &dyn Val) -> Result<bool, Failure> {
-    value.downcast_ref::<CelBool>().map(|holds| *holds.inner()).ok_or(Failure::Result)
+fn truth(value: &cel::Value) -> Result<bool, Failure> {
+    match value {
+        cel::Value::Bool(holds) => Ok(*holds),
+        _ => Err(Failure::Result),
+    }
 }
 
 /// An expression with a plain value: what a claim is set to, or a lookup asked with.
@@ -130,7 +138,7 @@ impl ClaimValue {
 
     /// Text, a number, yes or no; null where the claim is to stay as it is.
     pub fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Failure> {
-        self.0.evaluate(facts, |value| claim(value).ok_or(Failure::Result))
+        self.0.evaluate(facts, claim)
     }
 
     /// The lookups that it names, each once.
@@ -141,19 +149,15 @@ impl ClaimValue {
 }
 
 /// The value as a claim can have it. Platforms take no collections (contract 1.2).
-fn claim(value: &dyn Val) -> Option<Value> {
-    if let Some(text) = value.downcast_ref::<CelString<'_>>() {
-        Some(text.inner().into())
-    } else if let Some(yes) = value.downcast_ref::<CelBool>() {
-        Some((*yes.inner()).into())
-    } else if let Some(number) = value.downcast_ref::<CelInt>() {
-        Some((*number.inner()).into())
-    } else if let Some(number) = value.downcast_ref::<CelUInt>() {
-        Some((*number.inner()).into())
-    } else if let Some(number) = value.downcast_ref::<CelDouble>() {
-        number.inner().is_finite().then(|| (*number.inner()).into())
-    } else {
-        value.downcast_ref::<CelNull>().map(|_| Value::Null)
+fn claim(value: &cel::Value) -> Result<Value, Failure> {
+    match value {
+        cel::Value::String(text) => Ok(text.as_str().into()),
+        cel::Value::Bool(yes) => Ok((*yes).into()),
+        cel::Value::Int(number) => Ok((*number).into()),
+        cel::Value::UInt(number) => Ok((*number).into()),
+        cel::Value::Float(number) if number.is_finite() => Ok((*number).into()),
+        cel::Value::Null => Ok(Value::Null),
+        _ => Err(Failure::Result),
     }
 }
 
@@ -164,7 +168,6 @@ pub struct Facts<'a> {
     sign_up: &'a SignUp,
     changed: Option<&'a Claims>,
     sources: Option<&'a dyn Sources>,
-    #[expect(dead_code, reason = "the functions of time come next")]
     now: OffsetDateTime,
 }
 
@@ -225,7 +228,9 @@ pub enum Failure {
     /// A lookup that was not asked yet or gave no answer, or a list that is not there. Who
     /// evaluates knows which: his [`Sources`] were asked.
     Lookup,
-    /// An overflow, a division by zero, a bad pattern.
+    /// More work than a decision may take.
+    TooMuch,
+    /// An overflow, a division by zero, a bad pattern, a text of which a function can make nothing.
     Other,
 }
 
@@ -238,6 +243,7 @@ impl Failure {
             Self::Type => "unexpected type",
             Self::Result => "unusable result",
             Self::Lookup => "no answer of a lookup",
+            Self::TooMuch => "too much work",
             Self::Other => "evaluation error",
         }
     }
@@ -263,15 +269,7 @@ struct Compiled(Checked);
 
 impl Compiled {
     fn compile(source: &str, known: &Known) -> Result<Self, Vec<Fault>> {
-        let program = ENV.compile(source).map_err(|errors| {
-            let fault = |it: cel::ParseError| Fault {
-                message: it.msg,
-                line: usize::try_from(it.pos.0).unwrap_or(1).max(1),
-                column: usize::try_from(it.pos.1).unwrap_or(1).max(1),
-            };
-            errors.errors.into_iter().map(fault).collect::<Vec<_>>()
-        })?;
-        Checker::check(&program, known).map(Self)
+        syntax::read(source, known).map(Self)
     }
 
     fn lookups(&self) -> &[String] {
@@ -281,7 +279,7 @@ impl Compiled {
     fn evaluate<T>(
         &self,
         facts: &Facts<'_>,
-        read: impl FnOnce(&dyn Val) -> Result<T, Failure>,
+        read: impl FnOnce(&cel::Value) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         self.read(&Scope::new(facts, &self.0), read)
     }
@@ -289,12 +287,15 @@ impl Compiled {
     fn read<T>(
         &self,
         scope: &Scope<'_>,
-        read: impl FnOnce(&dyn Val) -> Result<T, Failure>,
+        read: impl FnOnce(&cel::Value) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut context = Context::with_env(Arc::clone(&ENV));
         context.set_variable_resolver(scope);
-        match cel::Value::resolve_val(&self.0.expression, &context) {
-            Ok(value) => read(value.as_ref()),
+        // Not `resolve_val`, which would be compiled once more, as deep as this crate is optimised.
+        let (value, used_up) = within_budget(|| cel::Value::resolve(&self.0.expression, &context));
+        match value {
+            _ if used_up => Err(Failure::TooMuch),
+            Ok(value) => read(&value),
             // Whatever else is wrong, it may not be once the answer is there.
             Err(_) if scope.was_wanting() => Err(Failure::Lookup),
             Err(error) => Err(error.into()),
@@ -598,6 +599,96 @@ mod tests {
         ] {
             let compiled = Condition::compile_with(condition, &known()).unwrap();
             assert_eq!(compiled.constant(), constant, "{condition}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_fit_is_found_before_the_first_evaluation() {
+        for (condition, message) in [
+            ("signup.email == 5", "text on the left of `==` never equals a number"),
+            ("signup.identities != 'x'", "a list on the left of `!=` never equals text"),
+            ("signup.email > 5", "`>` cannot compare text with a number"),
+            ("signup.email + 5 == 'x'", "`+` cannot add text and a number"),
+            ("signup.email * 2 == 4", "`*` needs numbers, and has text"),
+            ("!signup.email", "`!` needs true or false, and has text"),
+            ("signup.email && true", "`&&` needs true or false, and has text"),
+            ("signup.email.length == 5", "text has no `length`"),
+            ("signup.email[0] == 'a'", "`[…]` needs a list or a map, and has text"),
+            ("'a' in signup.email", "`in` needs a list on its right, and has text"),
+            ("signup.email.exists(x, x == 'a')", "a loop needs a list or a map, and this is text"),
+            ("title_case(5) == 'x'", "`title_case` needs text, and has a number"),
+            ("title_case() == 'x'", "`title_case` takes 1 values in its brackets, and has 0"),
+            ("signup.email.split(',', 1, 2) == []", "`split` takes 1 or 2 values in its brackets"),
+            ("signup.email.ip_in('10.0.0.0/8')", "`ip_in` is called as `ip_in(x)`"),
+            ("trim(signup.email) == 'x'", "`trim` is called as `x.trim()`"),
+            (
+                "titel_case('x') == 'x'",
+                "there is no function `titel_case`; did you mean `title_case`",
+            ),
+            ("ip_in(signup.ip, '10.0.0.0/33')", "`10.0.0.0/33` is no address and no network"),
+            ("ip_in(signup.ip, ['10.0.0.0/8', 'x'])", "`x` is no address and no network"),
+            ("phone('1', 'UK') == ''", "`UK` is no country code"),
+            ("in_domain(signup.email, '@x')", "`@x` is no domain"),
+            ("date('1.2.2003') < today()", "`1.2.2003` is no date"),
+            ("years_since(5) > 18", "`years_since` needs a date, and has a number"),
+            ("days_until(5) > 18", "`days_until` needs a date, and has a number"),
+            ("today() == '2001-01-01'", "a date on the left of `==` never equals text"),
+            ("today() + 1 > today()", "`+` cannot add a date and a number"),
+            ("signup.locale.orValue('x') == 'x'", "`orValue` needs an optional value"),
+            ("signup.emial == ''", "`signup` has no `emial`; did you mean `email`?"),
+            ("Point{x: 1} == 1", "there is no type `Point`"),
+            ("signup.email", "a condition is true or false, and this is text"),
+            ("years_since('2001-01-01')", "a condition is true or false, and this is a number"),
+        ] {
+            let faults = Condition::compile(condition).unwrap_err();
+            assert!(faults[0].message.starts_with(message), "{condition}: {faults:?}");
+        }
+    }
+
+    #[test]
+    fn functions_can_be_called() {
+        let sign_up = SignUp { ip: Some("10.1.2.3".into()), ..london() };
+        for condition in [
+            "signup.email.email_local() == 'Ada' && email_domain(signup.email) == 'example.com'",
+            "is_email(signup.email) && !is_email(signup.claims.city)",
+            "in_domain(signup.email, 'example.com') && signup.email.in_domain(['x.test', 'example.com'])",
+            "title_case('ada LOVELACE') == 'Ada Lovelace' && 'o\\'brien'.title_case() == 'O\\'Brien'",
+            "collapse_spaces('  a   b ') == 'a b'",
+            "phone('020 7946 0018', 'GB') == '+442079460018' && !is_phone('12', 'GB')",
+            "country_code('Germany') == 'DE' && country_name('de') == 'Germany'",
+            "ip_in(signup.ip, '10.0.0.0/8') && !ip_in(signup.ip, ['192.0.2.0/24', '2001:db8::/32'])",
+            "years_since('2008-11-22') == 18 && years_since('2008-11-23') == 17",
+            "today() == date('2026-11-22') && now() > today() && string(today()) == '2026-11-22'",
+            "days_since('2026-11-20') == 2 && days_until('2026-12-01') == 9",
+            "add_days(today(), -2) == date('2026-11-20') && add_days('2026-11-22', 1) > today()",
+            "years_between('2000-01-01', today()) == 26 && days_between(today(), '2026-11-23') == 1",
+            "timestamp('2026-11-22T09:00:00Z') < now() && type(now()) == date",
+            "'a,b'.split(',').map(x, x + x).join('-') == 'aa-bb' && 'abcabc'.replace('b', '').size() == 4",
+            "'abcabc'.indexOf('c', 3) == 5 && 'abcabc'.lastIndexOf('c') == 5 && 'ä'.indexOf('x') == -1",
+            "'abc'.split('') == ['a', 'b', 'c'] && 'a,b,c'.split(',', 2) == ['a', 'b,c']",
+            "'a,b'.split(',', 0) == [] && ''.split(',') == [''] && ''.split('') == []",
+            "'abab'.replace('a', 'x', 1) == 'xbab' && 'ab'.replace('', '-') == '-a-b-'",
+            "'%s has %d'.format(['it', 5]) == 'it has 5'",
+            "[1] + [2] == [1, 2] && b'a' + b'b' == b'ab' && 1.5 + 1.5 == 3.0",
+        ] {
+            let changed = Claims::new();
+            let facts =
+                Facts::new(&sign_up, &changed).at(time::macros::datetime!(2026-11-22 10:00 UTC));
+            let compiled = Condition::compile(condition);
+            let compiled = compiled.unwrap_or_else(|faults| panic!("{condition}: {faults:?}"));
+            assert_eq!(compiled.holds(&facts), Ok(true), "{condition}");
+        }
+        for (value_of, expected) in [
+            ("date('2001-02-03')", json!("2001-02-03")),
+            ("timestamp('2001-02-03T04:05:06+01:00')", json!("2001-02-03T03:05:06Z")),
+            ("title_case(signup.claims.city)", json!("London")),
+        ] {
+            assert_eq!(value(value_of, &london()), Ok(expected), "{value_of}");
+        }
+        for fails in
+            ["phone(signup.claims.city, 'GB')", "date(signup.claims.city)", "email_domain('x')"]
+        {
+            assert_eq!(value(fails, &london()), Err(Failure::Other), "{fails}");
         }
     }
 

@@ -3,7 +3,8 @@
 //! CEL's own function compiles its pattern at every call, which takes far longer than all the rest
 //! of a rule. So a pattern that is written out in a call is replaced by a variable, which holds it
 //! compiled; one that is put together from claims can only be compiled when it is there. Both are
-//! bounded: matching takes time linear in the text, and a pattern may take so much memory.
+//! bounded: matching takes time linear in the text, times the size of the pattern at worst; a pattern
+//! may be so large, and what it may take to match is counted.
 
 use std::any::Any;
 
@@ -18,15 +19,22 @@ use cel::{
 };
 use regex::{Regex, RegexBuilder};
 
+use super::bounded::{charge, length};
+
 const MATCHES: &str = "matches";
 
 /// Begins the name of a variable that holds a pattern; the pattern itself follows. Nobody can write
 /// such a name.
 const VARIABLE: &str = "@pattern ";
 
-/// Enough for some hundred classes of Unicode, and compiled within milliseconds: a claim may end up
-/// in a pattern.
-const BYTES_MAX: usize = 1024 * 1024;
+/// The sizes that a compiled pattern may have, in bytes: some letters, many, a class of Unicode, some
+/// of them, some hundred. A claim may end up in a pattern, and then the smaller ones must do.
+const SIZES: [usize; 5] = [4 * 1024, 16 * 1024, 64 * 1024, 256 * 1024, 1024 * 1024];
+const SIZES_OF_CLAIMS: &[usize] = SIZES.split_at(3).0;
+
+/// Where a text defeats all that is clever in matching, each of its bytes is held against each part
+/// of the pattern, which is some sixty bytes large.
+const PART_BYTES: usize = 64;
 
 static PATTERN: Type = Type::new_unspecified_type("pattern");
 
@@ -35,6 +43,7 @@ static PATTERN: Type = Type::new_unspecified_type("pattern");
 pub(super) struct Pattern {
     variable: String,
     regex: Regex,
+    effort: u64,
 }
 
 impl Pattern {
@@ -42,7 +51,8 @@ impl Pattern {
     /// is another.
     pub(super) fn of_variable(name: &str) -> Option<Result<Self, String>> {
         let pattern = name.strip_prefix(VARIABLE)?;
-        Some(regex(pattern).map(|regex| Self { variable: name.to_owned(), regex }))
+        let compiled = compile(pattern, &SIZES);
+        Some(compiled.map(|(regex, effort)| Self { variable: name.to_owned(), regex, effort }))
     }
 
     pub(super) fn variable(&self) -> &str {
@@ -55,9 +65,9 @@ pub(super) fn extension(env: &mut Env) -> Result<(), DeclarationError> {
     cel::add_overload!(env, fn matches: (CelString, CelString) -> Result<CelBool>,
         id = "matches")?;
     cel::add_member_overload!(env, fn matches: (CelString, CelString) -> Result<CelBool>)?;
-    cel::add_overload!(env, fn matches_compiled: (CelString, Pattern) -> CelBool,
+    cel::add_overload!(env, fn matches_compiled: (CelString, Pattern) -> Result<CelBool>,
         name = MATCHES, id = "matches_compiled")?;
-    cel::add_member_overload!(env, fn matches_compiled: (CelString, Pattern) -> CelBool,
+    cel::add_member_overload!(env, fn matches_compiled: (CelString, Pattern) -> Result<CelBool>,
         name = MATCHES)?;
     env.add_macro(Macro::global(MATCHES, 2, |helper, target, args| {
         Ok(with_variable(target, args).map(|call| helper.next_expr(call)))
@@ -84,23 +94,42 @@ fn with_variable(target: &mut Option<IdedExpr>, args: &mut Vec<IdedExpr>) -> Opt
     }))
 }
 
+/// Compiling a pattern, up to the size that it may have.
+const COMPILING: u64 = 500_000;
+
 fn matches(text: &CelString<'_>, pattern: &CelString<'_>) -> Result<CelBool, ExecutionError> {
-    let regex = regex(pattern.inner())
+    charge(COMPILING)?;
+    let (regex, effort) = compile(pattern.inner(), SIZES_OF_CLAIMS)
         .map_err(|message| ExecutionError::function_error(MATCHES, message))?;
+    charge(effort.saturating_mul(length(text)))?;
     Ok(regex.is_match(text.inner()).into())
 }
 
-fn matches_compiled(text: &CelString<'_>, pattern: &Pattern) -> CelBool {
-    pattern.regex.is_match(text.inner()).into()
+fn matches_compiled(text: &CelString<'_>, pattern: &Pattern) -> Result<CelBool, ExecutionError> {
+    charge(pattern.effort.saturating_mul(length(text)))?;
+    Ok(pattern.regex.is_match(text.inner()).into())
 }
 
-fn regex(pattern: &str) -> Result<Regex, String> {
-    RegexBuilder::new(pattern).size_limit(BYTES_MAX).build().map_err(|error| {
-        let error = error.to_string();
-        // Some messages are a drawing of the pattern; its last line is the message.
-        let what = error.lines().last().unwrap_or_default();
-        format!("`{pattern}` is no pattern: {}", what.trim_start_matches("error: "))
-    })
+/// A pattern within one of the sizes, with how many times as long as reading a text it may take to
+/// match.
+fn compile(pattern: &str, sizes: &[usize]) -> Result<(Regex, u64), String> {
+    let mut fault = String::new();
+    for size in sizes {
+        match RegexBuilder::new(pattern).size_limit(*size).build() {
+            Ok(regex) => return Ok((regex, u64::try_from(size / PART_BYTES).unwrap_or(u64::MAX))),
+            Err(error) => {
+                let message = error.to_string();
+                // Some messages are a drawing of the pattern; its last line is the message.
+                let what = message.lines().last().unwrap_or_default();
+                let what = what.trim_start_matches("error: ");
+                fault = format!("`{pattern}` is no pattern: {what}");
+                if !matches!(error, regex::Error::CompiledTooBig(_)) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(fault)
 }
 
 impl Val for Pattern {

@@ -28,7 +28,9 @@ use serde_json::Value;
 
 use super::{
     Facts, SIGNUP,
+    bounded::{self, charge},
     checker::Checked,
+    functions::{Moment, NOW},
     sources::{LookupState, Members, Sources},
 };
 use crate::{Claims, Identity, SignUp};
@@ -51,20 +53,23 @@ pub(super) struct Scope<'a> {
     signup: Option<SignUpView<'a>>,
     sources: Option<&'a dyn Sources>,
     expression: &'a Checked,
+    now: Option<Moment>,
     /// Whether a list or a lookup was wanted and not there.
     wanting: AtomicBool,
 }
 
 impl<'a> Scope<'a> {
     pub(super) fn new(facts: &Facts<'a>, expression: &'a Checked) -> Self {
-        let Facts { sign_up, changed, sources, .. } = *facts;
+        let Facts { sign_up, changed, sources, now } = *facts;
         let signup = Some(SignUpView { sign_up, changed });
-        Self { signup, sources, expression, wanting: AtomicBool::new(false) }
+        let now = Some(Moment::new(now));
+        Self { signup, sources, expression, now, wanting: AtomicBool::new(false) }
     }
 
     /// Holds nothing, so that only what depends on nothing has a value.
     pub(super) fn empty(expression: &'a Checked) -> Self {
-        Self { signup: None, sources: None, expression, wanting: AtomicBool::new(false) }
+        let wanting = AtomicBool::new(false);
+        Self { signup: None, sources: None, expression, now: None, wanting }
     }
 
     pub(super) fn was_wanting(&self) -> bool {
@@ -104,6 +109,9 @@ impl VariableResolver for Scope<'_> {
         }
         if let Some(name) = variable.strip_prefix(LIST) {
             return self.list(name).map(CowVal::owned);
+        }
+        if variable == NOW {
+            return self.now.as_ref().map(|now| CowVal::Borrowed(now as &dyn Val));
         }
         let pattern = self.expression.patterns.iter().find(|it| it.variable() == variable)?;
         Some(CowVal::Borrowed(pattern))
@@ -182,8 +190,10 @@ fn identity(identity: &Identity) -> Box<dyn Val + '_> {
     ])))
 }
 
-fn value(json: &Value) -> Box<dyn Val + '_> {
-    match json {
+/// Text is borrowed; what is in a list or a map is made anew each time that an expression asks, and
+/// counted.
+fn value(json: &Value) -> Result<Box<dyn Val + '_>, ExecutionError> {
+    Ok(match json {
         Value::Null => Box::new(CelNull),
         Value::Bool(yes) => Box::new(CelBool::from(*yes)),
         Value::Number(number) => {
@@ -196,14 +206,19 @@ fn value(json: &Value) -> Box<dyn Val + '_> {
             }
         }
         Value::String(it) => text(it),
-        Value::Array(items) => Box::new(CelList::from(items.iter().map(value).collect::<Vec<_>>())),
-        Value::Object(members) => Box::new(CelMap::from(
-            members
-                .iter()
-                .map(|(name, it)| (CelMapKey::from(name.as_str()), value(it)))
-                .collect::<HashMap<_, _>>(),
-        )),
-    }
+        Value::Array(items) => {
+            let item = |it| charge(bounded::ITEM).and_then(|()| value(it));
+            Box::new(CelList::from(items.iter().map(item).collect::<Result<Vec<_>, _>>()?))
+        }
+        Value::Object(members) => {
+            let mut values = HashMap::with_capacity(members.len());
+            for (name, it) in members {
+                charge(2 * bounded::ITEM)?;
+                values.insert(CelMapKey::from(name.as_str()), value(it)?);
+            }
+            Box::new(CelMap::from(values))
+        }
+    })
 }
 
 /// Names a member with text, the only way there is.
@@ -260,6 +275,11 @@ impl Indexer for SignUpView<'_> {
         Self: 'v,
     {
         let name = member_name(key)?;
+        if name == "identities" {
+            charge(
+                bounded::ITEM * u64::try_from(self.sign_up.identities.len()).unwrap_or(u64::MAX),
+            )?;
+        }
         self.member(name).map(CowVal::Owned).ok_or_else(|| no_such_member(name))
     }
 
@@ -328,15 +348,15 @@ impl Indexer for ClaimsView<'_> {
         Self: 'v,
     {
         let name = member_name(key)?;
-        self.claim(name).map(|it| CowVal::Owned(value(it))).ok_or_else(|| no_such_member(name))
+        let claim = self.claim(name).ok_or_else(|| no_such_member(name))?;
+        value(claim).map(CowVal::Owned)
     }
 
     fn steal<'v>(self: Box<Self>, key: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError>
     where
         Self: 'v,
     {
-        let name = member_name(key)?;
-        self.claim(name).map(value).ok_or_else(|| no_such_member(name))
+        self.get(key).map(CowVal::into_owned)
     }
 }
 
