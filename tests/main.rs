@@ -1,5 +1,6 @@
 //! Behaviour, end to end: the real binary against real servers, as a user drives it.
 
+mod approvals;
 mod commands;
 mod crash;
 mod embedded;

@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 const LONGER_PAUSE: Duration = Duration::from_secs(5);
 
 /// Between two looks for requests whose time is over.
-const EXPIRY_PAUSE: Duration = Duration::from_secs(30);
+const EXPIRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// So many events are read at once.
 const BATCH: u32 = 100;

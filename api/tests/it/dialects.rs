@@ -37,8 +37,9 @@ pub(crate) fn any_value() -> impl Strategy<Value = Value> {
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
         any::<u64>().prop_map(Value::from),
-        // Numbers that every reader of JSON gives back exactly as they were written.
-        any::<i32>().prop_map(|it| Value::from(f64::from(it) / 8.0)),
+        any::<f64>().prop_filter_map("JSON has no infinities", |it| {
+            serde_json::Number::from_f64(it).map(Value::from)
+        }),
         ".{0,12}".prop_map(Value::from),
         prop::sample::select(vec!["5", "true", "a,b", "ada@spam.test", ""]).prop_map(Value::from),
     ];

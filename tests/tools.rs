@@ -1,0 +1,357 @@
+//! What a rule's author has: `try`, `test`, `test --against-log`, and what `check` says of rules.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, ensure};
+use axum::{Json, Router, extract::Query, routing::get};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::{EXAMPLE, Finished, Site};
+
+const CASES: &str = r#"
+connector = "partners"
+step = "before-create"
+
+[[case]]
+name = "a throwaway address is turned away"
+sign_up = { email = "x@mailinator.com" }
+expect = { outcome = "block", rule = "no-throwaway-addresses" }
+
+[[case]]
+name = "a display name is made of the others"
+payload = { email = "ada@example.org", givenName = "Ada", surname = "Lovelace" }
+expect = { outcome = "continue", claims = { displayName = "Ada King" } }
+"#;
+
+/// A lookup, a list in a database and a rule for approval, of which nothing is reachable.
+const REFERENCE: &str = r#"
+[lists.staff]
+database = "env:NO_SUCH_DATABASE"
+query = "SELECT email FROM staff"
+
+[lookups.crm]
+url = "https://crm.invalid/people"
+headers = { Authorization = "env:NO_SUCH_TOKEN" }
+arguments = { mail = "signup.email" }
+fields = { tier = "/data/tier" }
+
+[[connectors.partners.rules]]
+name = "staff-goes-on"
+when = "signup.email in lists.staff"
+on_error = "reject"
+accept = true
+
+[[connectors.partners.rules]]
+name = "gold-is-approved"
+when = "lookups.crm.found && lookups.crm.tier == 'gold'"
+require_approval = "Somebody will look at your registration."
+"#;
+
+fn write(site: &Site, path: &str, text: &str) -> anyhow::Result<()> {
+    let path = site.path().join(path);
+    fs::create_dir_all(path.parent().context("is in a folder")?)?;
+    Ok(fs::write(path, text)?)
+}
+
+fn json_of(finished: &Finished) -> anyhow::Result<Value> {
+    serde_json::from_str(&finished.stdout)
+        .with_context(|| format!("no JSON: {}{}", finished.stdout, finished.stderr))
+}
+
+#[tokio::test]
+async fn try_shows_why_and_the_answer_in_each_dialect() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    let payload = r#"{"email":"ada@example.org","country":"United States","postalCode":"x"}"#;
+    write(&site, "payload.json", payload)?;
+    let call = ["try", "--connector", "partners", "--step", "before-create", "payload.json"];
+
+    let tried = json_of(&site.run(&[&call[..], &["--output", "json"]].concat()).await?)?;
+    let table = site.run(&call).await?;
+
+    assert_eq!(tried["decision"]["reasons"][0]["rule"], "postal-code-of-the-united-states");
+    let answers = tried["answers"].as_array().context("no answers")?;
+    let of = |it: &Value| (it["protocol"].clone(), it["status"].clone());
+    let answers: Vec<_> = answers.iter().map(of).collect();
+    let expected = [("api-connector", 400), ("custom-policy", 409), ("custom-extension", 200)];
+    assert_eq!(answers, expected.map(|(protocol, status)| (json!(protocol), json!(status))));
+    assert!(table.stdout.contains(r#""action":"ValidationError""#), "{}", table.stdout);
+    assert!(!site.data().exists(), "something was recorded");
+    Ok(())
+}
+
+#[tokio::test]
+async fn try_teaches_how_to_call_it() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    write(&site, "good.json", r#"{"email":"ada@example.org"}"#)?;
+    write(&site, "bad.json", "{\n  \"email\": }")?;
+    for (arguments, code, said) in [
+        (&["--connector", "partner", "good.json"][..], 1, "did you mean `partners`?"),
+        (&["--connector", "partners", "good.json"], 1, "give --step: after-federation"),
+        (&["--connector", "partners", "--step", "before-crate", "good.json"], 2, "`before-create`?"),
+        (&["--connector", "partners", "--step", "before-create", "bad.json"], 1, "line 2 column 12"),
+        (&["--connector", "partners", "--query", "a=b"], 1, "go with custom-policy only"),
+    ] {
+        let tried = site.run(&[&["try"], arguments].concat()).await?;
+        assert_eq!(tried.code, code, "{arguments:?}");
+        assert!(tried.stderr.contains(said), "{said} is not in {}", tried.stderr);
+    }
+    Ok(())
+}
+
+/// Identity verification: the service is asked, and what it says decides.
+#[tokio::test]
+async fn try_asks_a_service_that_verifies_identities() -> anyhow::Result<()> {
+    type Asked = Query<BTreeMap<String, String>>;
+    let answer = |Query(asked): Asked| async move {
+        let verified = asked.get("document").is_some_and(|it| it == "C01X00T47");
+        Json(json!({ "result": { "verified": verified } }))
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let service = Router::new().route("/verify", get(answer));
+    let service = tokio::spawn(async move { axum::serve(listener, service).await });
+    let (config, _) = example("Identity verification")?;
+    let config = config
+        .replace("https://identity.example/verify", &format!("http://127.0.0.1:{port}/verify"))
+        .replace("allow_private = false", "allow_private = true");
+    let mut site = Site::with_config(&config)?;
+    site.set("IDENTITY_TOKEN", "Bearer try-me");
+
+    for (document, outcome) in [("C01X00T47", "continue"), ("C99", "block")] {
+        let payload = json!({ "email": "ada@example.org", "documentNumber": document });
+        write(&site, "payload.json", &payload.to_string())?;
+        let call = ["try", "--connector", "partners", "--step", "before-create", "payload.json"];
+        let tried = json_of(&site.run(&[&call[..], &["--output", "json"]].concat()).await?)?;
+        assert_eq!(tried["decision"]["outcome"]["action"], outcome, "{tried}");
+        assert_eq!(tried["decision"]["lookups"][0]["answer"], "found", "{tried}");
+        let without = [&call[..], &["--without-lookups", "--output", "json"]].concat();
+        let tried = json_of(&site.run(&without).await?)?;
+        assert_eq!(tried["decision"]["lookups"][0]["answer"], "not-asked", "{tried}");
+    }
+    service.abort();
+    Ok(())
+}
+
+#[tokio::test]
+async fn cases_run_like_unit_tests() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    write(&site, "rules/deep/partners.toml", CASES)?;
+
+    let test = site.run(&["test"]).await?;
+
+    let line = CASES[..CASES.rfind("[[case]]").context("no case")?].lines().count() + 1;
+    assert_eq!(test.code, 1, "{}", test.stderr);
+    for said in [
+        "ok    a throwaway address is turned away\n".to_owned(),
+        format!("FAIL  a display name is made of the others  (./rules/deep/partners.toml:{line})"),
+        r#"expected { displayName = "Ada King" }"#.to_owned(),
+        r#"found { displayName = "Ada Lovelace" }"#.to_owned(),
+        "1 passed, 1 failed".to_owned(),
+        "no case reaches these rules:\n  partners: postal-code-of-the-united-states".to_owned(),
+    ] {
+        assert!(test.stdout.contains(&said), "{said} is not in {}", test.stdout);
+    }
+    let one = ["test", "rules/deep/partners.toml", "--filter", "throwaway", "--output", "json"];
+    let one = site.run(&one).await?;
+    assert_eq!((one.code, &json_of(&one)?["passed"]), (0, &json!(1)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_case_asks_nobody_and_says_what_it_lacks() -> anyhow::Result<()> {
+    let site = Site::new(REFERENCE)?;
+    let case = |name: &str, world: &str, expect: &str| {
+        format!(
+            "[[case]]\nname = \"{name}\"\n{world}\nsign_up = {{ email = \"ada@example.org\" }}\n\
+             expect = {{ outcome = \"{expect}\" }}\n"
+        )
+    };
+    let cases = [
+        case("list", "", "reject"),
+        case("lookup", "lists = { staff = [] }", "continue"),
+        case("staff", "lists = { staff = [\"Ada@example.org\"] }", "continue"),
+        case("gold", "lists = { staff = [] }\nlookups = { crm = { tier = \"gold\" } }", "pending"),
+        case("down", "lists = { staff = [] }\nlookups = { crm = \"fails\" }", "continue"),
+        case(
+            "denied",
+            "lists = { staff = [] }\nlookups = { crm = { tier = \"gold\" } }\nstanding = \"denied\"",
+            "block",
+        ),
+    ];
+    let top = "connector = \"partners\"\nstep = \"before-create\"\n";
+    write(&site, "rules/cases.toml", &format!("{top}{}", cases.concat()))?;
+
+    let test = site.run(&["test", "--output", "json"]).await?;
+
+    let found = json_of(&test)?;
+    let cases = found["cases"].as_array().context("no cases")?;
+    let failed = cases.iter().filter(|it| it["ok"] == false).map(|it| it["name"].clone());
+    assert_eq!(failed.collect::<Vec<_>>(), ["list", "lookup"], "{found}");
+    let hint = |index: usize| cases[index]["hints"][0].as_str().unwrap_or_default();
+    assert!(hint(0).contains("`staff` is in a database"), "{}", hint(0));
+    assert!(hint(1).contains("the lookup `crm` is asked"), "{}", hint(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn mistakes_in_cases_have_their_place_and_the_nearest_name() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    let wrong = CASES.replace("no-throwaway-addresses", "no-throwaway-adresses");
+    write(&site, "rules/a.toml", &wrong.replace("sign_up =", "signup ="))?;
+
+    let test = site.run(&["test"]).await?;
+
+    assert_eq!(test.code, 1);
+    for said in [
+        "./rules/a.toml:8:38: case[0].expect.rule: there is no rule `no-throwaway-adresses`; did you \
+         mean `no-throwaway-addresses`?",
+        "./rules/a.toml:7:1: case[0].signup: there is no such key; did you mean `sign_up`?",
+    ] {
+        assert!(test.stderr.contains(said), "{said} is not in {}", test.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn changed_rules_say_whom_they_would_decide_differently() -> anyhow::Result<()> {
+    let site = Site::new("")?;
+    let mut up = site.up().await?;
+    for (email, city) in [("ada@example.org", "Paris"), ("x@yopmail.com", "Oslo")] {
+        up.sign_up("before-create", &json!({ "email": email, "city": city })).await?;
+    }
+    up.sign_up("before-create", &json!({ "email": "eve@example.org", "city": "Rome" })).await?;
+    up.process.terminate(crate::support::LIMIT).await?;
+    let changed = EXAMPLE.replace(", 'yopmail.com'", "").replace(
+        "# ── The workers",
+        "[[connectors.partners.rules]]\nname = \"nobody-from-paris\"\n\
+         when = \"signup.claims.city == 'Paris'\"\nreject = \"Not from there.\"\n\n# ── The workers",
+    );
+    write(&site, "changed.toml", &changed)?;
+
+    let against = ["test", "--against-log", "1h", "--config", "changed.toml"];
+    let json = site.run(&[&against[..], &["--output", "json"]].concat()).await?;
+    let strict = site.run(&[&against[..], &["--fail-on-difference"]].concat()).await?;
+    let same = site.run(&["test", "--against-log", "1h", "--fail-on-difference"]).await?;
+
+    let found = json_of(&json)?;
+    assert_eq!(json.code, 0, "{}", json.stderr);
+    assert_eq!(found["changes"], json!({ "accepted → rejected": 1, "blocked → accepted": 1 }));
+    assert_eq!(found["same"], 1);
+    let rules: Vec<_> = [0, 1].map(|it| found["differences"][it]["rule"].clone()).into();
+    assert_eq!(rules, ["nobody-from-paris", "no-throwaway-addresses"]);
+    assert_eq!((strict.code, same.code), (1, 0), "{}{}", strict.stderr, same.stdout);
+    for output in [&json.stdout, &strict.stdout] {
+        assert!(!output.contains('@') && !output.contains("Paris"), "{output}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_says_what_rules_cannot_do() -> anyhow::Result<()> {
+    let rules = r#"
+[lists.nobody]
+entries = []
+
+[connectors.extension]
+protocol = "custom-extension"
+[[connectors.extension.credentials]]
+user = "entra"
+password = "example:try-me"
+[[connectors.extension.rules]]
+name = "too-late"
+steps = ["before-token"]
+when = "true"
+block = "No."
+[[connectors.extension.rules]]
+name = "never"
+steps = ["before-token"]
+when = "signup.email in lists.nobody"
+block = "No."
+[[connectors.extension.rules]]
+name = "no-form-yet"
+steps = ["after-federation"]
+when = "!has(signup.email)"
+reject = "Which address?"
+"#;
+    let site = Site::new(&format!("{REFERENCE}{rules}"))?;
+
+    let check = site.run(&["check", "--online", "--output", "json"]).await?;
+
+    assert_eq!(check.code, 0, "{}", check.stderr);
+    let said = json_of(&check)?["warnings"].to_string();
+    for warning in [
+        "connectors.extension.rules[0]: `too-late` turns nobody away at before-token",
+        "connectors.extension.rules[1]: `never` never has an effect: `too-late` ends",
+        "connectors.extension.rules[2]: `no-form-yet` shows a block page at after-federation",
+        "`gold-is-approved` asks for approval, and no worker keeps the requests",
+        "lists.nobody: it is empty",
+        "lists.staff: list staff: env:NO_SUCH_DATABASE",
+        "lookups.crm: lookup crm: the environment variable NO_SUCH_TOKEN is not set",
+    ] {
+        assert!(said.contains(warning), "{warning} is not in {said}");
+    }
+    let lines = said.matches("vestibule.toml:").count();
+    assert!(lines >= 7, "{lines} lines in {said}");
+    Ok(())
+}
+
+const MANUAL: &str = include_str!("../docs/rules.md");
+
+/// Files of an example in the manual, by the path that the first line of each block names.
+type Files = BTreeMap<String, String>;
+
+/// The configuration of an example, and its other files.
+fn example(title: &str) -> anyhow::Result<(String, Files)> {
+    let (_, (config, files)) =
+        examples()?.into_iter().find(|(it, _)| it.contains(title)).context("no such example")?;
+    Ok((config, files))
+}
+
+fn examples() -> anyhow::Result<Vec<(String, (String, Files))>> {
+    let mut sections = MANUAL.split("\n## ");
+    let opening = blocks(sections.next().context("the manual is empty")?);
+    let base = opening.get("vestibule.toml").context("there is no configuration to begin with")?;
+    let of = |section: &str| {
+        let title = section.lines().next().unwrap_or_default().to_owned();
+        let mut files = blocks(section);
+        let rules = files.remove("vestibule.toml")?;
+        Some((title, (format!("{base}\n{rules}"), files)))
+    };
+    Ok(sections.filter_map(of).collect())
+}
+
+/// The fenced blocks whose first line is a comment with a path.
+fn blocks(section: &str) -> Files {
+    let mut files = Files::new();
+    for block in section.split("```").skip(1).step_by(2) {
+        let Some((_, text)) = block.split_once('\n') else { continue };
+        let path = text.lines().next().and_then(|line| line.strip_prefix("# "));
+        if let Some(path) = path.filter(|it| Path::new(it).extension().is_some()) {
+            files.entry(path.to_owned()).or_default().push_str(text);
+        }
+    }
+    files
+}
+
+#[tokio::test]
+async fn the_examples_of_the_manual_do_what_it_says() -> anyhow::Result<()> {
+    let examples = examples()?;
+    assert_eq!(examples.len(), 10, "the manual has ten examples");
+    for (title, (config, files)) in examples {
+        let site = Site::with_config(&config)?;
+        for (path, text) in &files {
+            write(&site, path, text)?;
+        }
+
+        let check = site.run(&["check"]).await?;
+        let test = site.run(&["test", "--output", "json"]).await?;
+
+        ensure!(check.code == 0, "{title}: {}", check.stderr);
+        ensure!(test.code == 0, "{title}: {}{}", test.stdout, test.stderr);
+        let found = json_of(&test)?;
+        ensure!(found["unreached"] == json!([]), "{title}: {}", found["unreached"]);
+        ensure!(found["passed"].as_u64() >= Some(2), "{title} has too few cases");
+    }
+    Ok(())
+}
