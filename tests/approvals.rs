@@ -50,7 +50,7 @@ require_approval = "message:wait"
     )
 }
 
-fn write_messages(site: &Site) -> anyhow::Result<()> {
+pub(crate) fn write_messages(site: &Site) -> anyhow::Result<()> {
     let folder = site.path().join("messages");
     std::fs::create_dir(&folder)?;
     std::fs::write(folder.join("en.toml"), "wait = \"Please wait.\"\ndenied = \"Sorry, no.\"\n")?;
@@ -68,7 +68,7 @@ async fn site(more: &str) -> anyhow::Result<(Site, Graph)> {
     Ok((site, graph))
 }
 
-fn supplier(name: &str) -> Value {
+pub(crate) fn supplier(name: &str) -> Value {
     json!({
         "email": format!("{name}@gmail.example"),
         "identities": [{
@@ -80,7 +80,7 @@ fn supplier(name: &str) -> Value {
     })
 }
 
-fn blocked(message: &str) -> Value {
+pub(crate) fn blocked(message: &str) -> Value {
     json!({ "version": "1.0.0", "action": "ShowBlockPage", "userMessage": message })
 }
 

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use vestibule_testkit::{Nats, Postgres, Process, eventually};
+use vestibule_testkit::{Graph, Nats, Postgres, Process, eventually};
 
-use crate::support::{EXAMPLE, LIMIT, Site, assert_names_are_ours_and_stand_once, http, sign_up};
+use crate::{
+    approvals,
+    support::{EXAMPLE, LIMIT, Site, assert_names_are_ours_and_stand_once, http, sign_up},
+};
 
 const ROLES: [&str; 4] = ["relay", "worker", "auditor", "provisioner"];
 
@@ -226,4 +229,31 @@ async fn a_worker_without_its_consumer_says_what_to_run() -> anyhow::Result<()> 
     assert_eq!(worker.code, 1);
     assert!(worker.stderr.contains("`vestibule migrate`"), "{}", worker.stderr);
     Ok(())
+}
+
+/// Connector, workers and approver share nothing but NATS, PostgreSQL and the key.
+#[tokio::test]
+async fn an_approval_goes_its_way_over_processes_of_their_own() -> anyhow::Result<()> {
+    let graph = Graph::start().await?;
+    let mut stack = Stack::start_bare(&approvals::approvals(&graph, "")).await?;
+    stack.site.set("GRAPH_SECRET", Graph::CLIENT_SECRET);
+    stack.site.set("USER", "grace");
+    approvals::write_messages(&stack.site)?;
+    let migrate = stack.site.run(&["migrate"]).await?;
+    ensure!(migrate.code == 0, "migrate failed: {}", migrate.stderr);
+    let (_api, base) = stack.api(&[]).await?;
+    let _workers = stack.worker(&[]).await?;
+
+    let waits = (200, approvals::blocked("Bitte warten."));
+    assert_eq!(sign_up(&base, "before-create", &approvals::supplier("ada")).await?, waits);
+    let request = approvals::waiting(&stack.site).await?;
+    let id = request["request"].as_str().context("no id")?;
+    let approve = stack.site.run(&["approvals", "approve", id]).await?;
+    ensure!(approve.code == 0, "{approve:?}");
+
+    eventually(LIMIT, "there is an account", async || anyhow::Ok(graph.users().len() == 1)).await?;
+    eventually(LIMIT, "the archive tells of it", async || {
+        Ok::<_, anyhow::Error>(stack.site.replay(&["--kind", "approved"]).await?.len() == 1)
+    })
+    .await
 }
