@@ -21,7 +21,9 @@ pub(crate) enum Command {
     Connector(Options),
     /// Events a second from an append to a worker's effect
     Pipeline(Options),
-    /// Both
+    /// Microseconds of one decision: without rules, with 25, a long list and a cached lookup
+    Decide(Options),
+    /// All of them
     All(Options),
     /// One of the servers under load; the benchmark starts it itself
     #[command(hide = true)]
@@ -39,7 +41,7 @@ pub(crate) struct Options {
     /// Connections that call at the same time
     #[arg(long, value_delimiter = ',', default_values_t = [32, 128])]
     pub(crate) connections: Vec<usize>,
-    /// The runtime of both servers; the binary uses the one with many threads
+    /// The runtime of all servers; the binary uses the one with many threads
     #[arg(long, default_value = "threads")]
     pub(crate) runtime: RuntimeKind,
     /// Events in one round of the pipeline

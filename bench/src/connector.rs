@@ -42,7 +42,8 @@ pub(crate) struct Row {
     pub(crate) refusals: u64,
 }
 
-const CONNECTORS: [ServerKind; 2] = [ServerKind::Connector, ServerKind::ConnectorWithRules];
+const CONNECTORS: [ServerKind; 3] =
+    [ServerKind::Connector, ServerKind::ConnectorWithRules, ServerKind::ConnectorWithAll];
 
 pub(crate) fn measure(options: &Options, folder: &Path) -> anyhow::Result<Vec<Row>> {
     let next_person = Arc::default();

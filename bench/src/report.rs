@@ -3,11 +3,13 @@
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::Serialize;
 
-use crate::{cli::Output, connector, machine::Machine, pipeline};
+use crate::{cli::Output, connector, decide, machine::Machine, pipeline};
 
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) machine: Machine,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) decide: Option<decide::Figures>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) connector: Vec<connector::Row>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -20,6 +22,9 @@ impl Report {
             Output::Json => serde_json::to_string_pretty(self)?,
             Output::Table => {
                 let mut parts = vec![self.machine()];
+                if let Some(figures) = &self.decide {
+                    parts.push(decide_table(figures));
+                }
                 if !self.connector.is_empty() {
                     parts.push(connector_table(&self.connector));
                 }
@@ -39,6 +44,22 @@ impl Report {
              the start, {build}"
         )
     }
+}
+
+/// What each part adds, beside all that a decision costs with it.
+fn decide_table(figures: &decide::Figures) -> String {
+    let mut table = table(&["decides by", "us a decision", "adds us", "aim"]);
+    for row in &figures.rows {
+        table.add_row([
+            row.by.as_str().to_owned(),
+            format!("{:.2}", row.micros),
+            row.adds.map_or_else(String::new, |adds| format!("{adds:.2}")),
+            row.aim.map_or_else(String::new, |aim| format!("< {aim}")),
+        ]);
+    }
+    let decide::Figures { list_entries, list_seconds, .. } = figures;
+    let list = format!("The list of {list_entries} entries loads in {list_seconds:.2} s.");
+    format!("{}\n\n{list}", aligned(table, &[0]))
 }
 
 /// Medians of all rounds, with the least and the most of the rates and ratios.

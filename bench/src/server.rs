@@ -1,4 +1,4 @@
-//! The two servers under load, each in a process of its own: the real connector and a bare handler.
+//! The servers under load, each in a process of its own: the real connector and a bare handler.
 //!
 //! A server prints its address and serves until its standard input ends; so it cannot outlive the
 //! benchmark. Then it says what it stored.
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use axum::{Json, Router, response::IntoResponse, routing::post, serve::ListenerExt};
 use clap::{Args, ValueEnum};
 use prometheus_client::registry::Registry;
@@ -20,11 +20,15 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, runtime::Builder};
 use tokio_util::sync::CancellationToken;
 use vestibule_api::{
-    Api, ConnectorSettings, Credential, CredentialKind, Decider, Rules, ServerLimits, router, serve,
+    Api, ConnectorSettings, Credential, CredentialKind, Decider, ServerLimits, router, serve,
 };
 use vestibule_events::{LocalLog, LocalLogConfig, Retention};
 
-use crate::{cli::RuntimeKind, sample};
+use crate::{
+    cli::RuntimeKind,
+    rules::{self, Extent},
+    sample,
+};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ServerArgs {
@@ -46,6 +50,8 @@ pub(crate) enum ServerKind {
     Connector,
     /// The real connector with the rules of the example configuration.
     ConnectorWithRules,
+    /// The real connector with 25 rules, one that asks a long list and one that asks a lookup.
+    ConnectorWithAll,
 }
 
 impl ServerKind {
@@ -54,6 +60,7 @@ impl ServerKind {
             Self::Hello => "hello",
             Self::Connector => "connector",
             Self::ConnectorWithRules => "connector, 3 rules",
+            Self::ConnectorWithAll => "connector, 25 rules, list, lookup",
         }
     }
 }
@@ -137,16 +144,22 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
     };
     let runtime = runtime.enable_all().build()?;
     let stored = runtime.block_on(async {
+        // Loaded before anybody is told the address: a list takes a while.
+        let decider = match args.kind {
+            ServerKind::Hello => None,
+            ServerKind::Connector => Some(Decider::default()),
+            ServerKind::ConnectorWithRules => Some(Decider::new(rules::compiled(rules::few())?)),
+            ServerKind::ConnectorWithAll => {
+                Some(rules::Facts::prepare(&args.folder).await?.decider(Extent::AndLookup)?)
+            }
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);
         std::io::stdout().flush()?;
         let stop = stopped_with_input();
-        match args.kind {
-            ServerKind::Hello => hello(listener, stop).await.map(|()| Stored::default()),
-            ServerKind::Connector => connector(listener, &args.folder, vec![], stop).await,
-            ServerKind::ConnectorWithRules => {
-                connector(listener, &args.folder, sample::rules(), stop).await
-            }
+        match decider {
+            None => hello(listener, stop).await.map(|()| Stored::default()),
+            Some(decider) => connector(listener, &args.folder, decider, stop).await,
         }
     })?;
     println!("{}", serde_json::to_string(&stored)?);
@@ -219,12 +232,11 @@ async fn hello(listener: TcpListener, stop: CancellationToken) -> anyhow::Result
 async fn connector(
     listener: TcpListener,
     folder: &Path,
-    rules: Vec<vestibule_api::RuleSettings>,
+    decider: Decider,
     stop: CancellationToken,
 ) -> anyhow::Result<Stored> {
     let log = LocalLog::open(local_log(folder, Retention::For(RETENTION))).await?;
     let name = sample::CONNECTOR.parse()?;
-    let rules = Rules::compile(rules).map_err(|errors| anyhow!("bad rules: {errors:?}"))?;
     let credential = Credential {
         name: sample::USER.to_owned(),
         kind: CredentialKind::Basic {
@@ -234,7 +246,7 @@ async fn connector(
     };
     let settings = ConnectorSettings {
         credentials: vec![credential],
-        decider: Decider::new(rules),
+        decider,
         ..ConnectorSettings::new(name)
     };
     let mut registry = Registry::default();
