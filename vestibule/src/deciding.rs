@@ -7,9 +7,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
+use futures_util::future::join_all;
+use tokio::time::timeout;
 use vestibule_api::{
     ApprovalSettings, Approvals, Decider, FileStamp, List, ListError, ListMetrics, Lookup,
     LookupMetrics, LookupWithArguments, ReferenceData,
@@ -36,6 +39,28 @@ struct LoadedList {
 struct LoadedLookup {
     settings: String,
     lookup: Lookup,
+    /// Taken over from before, and known to work.
+    is_old: bool,
+}
+
+/// A database that does not answer by then is away, and nothing else is known of it.
+const VERIFY_LIMIT: Duration = Duration::from_secs(2);
+
+/// Has databases look at the queries of new lookups: one that cannot work is a mistake of the
+/// configuration, to be told now and not with the first sign-up.
+async fn verify(lookups: impl Iterator<Item = &LoadedLookup>) -> anyhow::Result<()> {
+    let new = lookups.filter(|it| !it.is_old).map(|it| async {
+        let verified = timeout(VERIFY_LIMIT, it.lookup.verify()).await;
+        (it.lookup.name(), verified)
+    });
+    for (name, verified) in join_all(new).await {
+        if let Ok(Err(fault)) = verified
+            && !fault.is_temporary()
+        {
+            return Err(fault).with_context(|| format!("lookup {name}"));
+        }
+    }
+    Ok(())
 }
 
 /// What counts them.
@@ -64,6 +89,7 @@ impl Deciding {
         for lookup in &config.reference.lookups {
             lookups.insert(lookup.name.clone(), open_lookup(lookup, gauges, earlier)?);
         }
+        verify(lookups.values()).await?;
         let with_arguments = |config: &LookupConfig| {
             let lookup = lookups[&config.name].lookup.clone();
             LookupWithArguments::new(lookup, &config.arguments)
@@ -144,8 +170,8 @@ fn open_lookup(
     let settings = format!("{config:?}");
     let same = earlier.and_then(|it| it.lookups.get(&config.name));
     if let Some(LoadedLookup { lookup, .. }) = same.filter(|it| it.settings == settings) {
-        return Ok(LoadedLookup { settings, lookup: lookup.clone() });
+        return Ok(LoadedLookup { settings, lookup: lookup.clone(), is_old: true });
     }
     let lookup = Lookup::new(config.settings()?, &gauges.lookups)?;
-    Ok(LoadedLookup { settings, lookup })
+    Ok(LoadedLookup { settings, lookup, is_old: false })
 }

@@ -56,8 +56,15 @@ async fn decide(
     Path(token): Path<String>,
     request: Request,
 ) -> Response {
-    let Ok(form) = to_bytes(request.into_body(), FORM_BYTES_MAX).await else {
-        return page(StatusCode::PAYLOAD_TOO_LARGE, "That was too much", "Please write less.");
+    let form = match timeout(PATIENCE, to_bytes(request.into_body(), FORM_BYTES_MAX)).await {
+        Ok(Ok(form)) => form,
+        Ok(Err(_)) => {
+            return page(StatusCode::PAYLOAD_TOO_LARGE, "That was too much", "Please write less.");
+        }
+        Err(_elapsed) => {
+            let what = "Nothing was decided. Please try again.";
+            return page(StatusCode::REQUEST_TIMEOUT, "That took too long", what);
+        }
     };
     let Some(form) = Form::read(&form) else {
         let what = "Please go back, enter your name and choose one of the two buttons.";
