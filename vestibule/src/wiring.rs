@@ -214,7 +214,7 @@ pub(crate) fn worker(
             Arc::new(Permissions::new(settings, store.clone()).map_err(listed)?)
         }
         EffectConfig::Approvals(settings) => {
-            Arc::new(vestibule_workers::Approvals::new(settings.clone(), store.clone()))
+            Arc::new(vestibule_workers::Approvals::new(*settings, store.clone()))
         }
         EffectConfig::Accounts(accounts) => {
             let settings = accounts.settings(SecretSource::fetch)?;
