@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// Events in one round of the pipeline
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) events: u32,
+    /// Entries of the long list that decisions ask
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) list: u64,
     /// Where the logs are written: on the disk to be measured [default: the temporary folder]
     #[arg(long)]
     pub(crate) folder: Option<PathBuf>,

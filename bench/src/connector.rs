@@ -63,7 +63,7 @@ fn with_connections(
     let start = |kind: ServerKind| {
         let folder = folder.join(format!("{connections}-{kind:?}"));
         fs::create_dir(&folder)?;
-        Server::start(kind, options.runtime, &folder)
+        Server::start(kind, options, &folder)
     };
     let load = |server: &Server| {
         let path = match server.kind {

@@ -19,7 +19,7 @@ use vestibule_events::{Outcome, SignUpEvent};
 
 use crate::{
     cli::Options,
-    rules::{self, Extent, Facts, LIST_ENTRIES},
+    rules::{self, Extent, Facts},
     sample,
     spread::Spread,
 };
@@ -52,12 +52,12 @@ const BATCH: usize = 200;
 pub(crate) fn measure(options: &Options, folder: &Path) -> anyhow::Result<Figures> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let facts = Facts::prepare(folder).await?;
+        let facts = Facts::prepare(folder, options.list).await?;
         let deciders = Extent::EACH
             .into_iter()
             .map(|extent| facts.decider(extent))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let people = people();
+        let people = people(options.list);
         for decider in &deciders {
             let decision = decider.decide(question(&people[0], hour_from_now())).await;
             ensure!(decision.outcome == Outcome::unchanged(), "a rule changes the sample");
@@ -67,26 +67,26 @@ pub(crate) fn measure(options: &Options, folder: &Path) -> anyhow::Result<Figure
         let mut rounds = vec![];
         for round in 1..=options.rounds {
             eprintln!("decisions, round {round} of {}", options.rounds);
-            let list = rules::long_list(folder)?;
+            let list = rules::long_list(folder, options.list)?;
             let began = Instant::now();
             let list = List::load(&list).await?;
             list_seconds.push(began.elapsed().as_secs_f64());
-            ensure!(list.len() as u64 == LIST_ENTRIES, "the list is not whole");
+            ensure!(list.len() as u64 == options.list, "the list is not whole");
             drop(list);
             rounds.push(round_of(&deciders, &people, options.round()).await);
         }
         Ok(Figures {
             rows: rows(&rounds),
-            list_entries: LIST_ENTRIES,
+            list_entries: options.list,
             list_seconds: Spread::of(list_seconds),
         })
     })
 }
 
 /// People all over the list.
-fn people() -> Vec<SignUpEvent> {
+fn people(list: u64) -> Vec<SignUpEvent> {
     let key = sample::key();
-    let apart = LIST_ENTRIES / PEOPLE;
+    let apart = (list / PEOPLE).max(1);
     (0..PEOPLE).map(|person| sample::event(&key, 1 + person * apart)).collect()
 }
 

@@ -58,7 +58,9 @@ fn decide_table(figures: &decide::Figures) -> String {
         ]);
     }
     let decide::Figures { list_entries, list_seconds, .. } = figures;
-    let list = format!("The list of {list_entries} entries loads in {list_seconds:.2} s.");
+    let list = format!(
+        "the list of {list_entries} entries is loaded from its file in {list_seconds:.2} s"
+    );
     format!("{}\n\n{list}", aligned(table, &[0]))
 }
 

@@ -27,9 +27,6 @@ use vestibule_events::{Mode, Step};
 
 use crate::sample;
 
-/// How many people are on the long list: those with the numbers up to it.
-pub(crate) const LIST_ENTRIES: u64 = 1_000_000;
-
 /// How much is decided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -49,7 +46,7 @@ impl Extent {
         match self {
             Self::NoRules => "no rules",
             Self::Rules => "25 rules",
-            Self::AndList => "and a list of a million entries",
+            Self::AndList => "and a long list",
             Self::AndLookup => "and a cached lookup",
         }
     }
@@ -79,8 +76,9 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    pub(crate) async fn prepare(folder: &Path) -> anyhow::Result<Self> {
-        let mut lists = vec![long_list(folder)?];
+    /// The list has so many entries.
+    pub(crate) async fn prepare(folder: &Path, entries: u64) -> anyhow::Result<Self> {
+        let mut lists = vec![long_list(folder, entries)?];
         for (name, entries) in SHORT_LISTS {
             let entries = entries.split(' ').map(str::to_owned).collect();
             lists.push(list(name, ListSource::Inline(entries)));
@@ -112,13 +110,13 @@ pub(crate) fn compiled(rules: Vec<RuleSettings>) -> anyhow::Result<Rules> {
     Rules::compile(rules).map_err(|errors| anyhow!("could not compile the rules: {errors:?}"))
 }
 
-/// The long list, in a file as somebody would keep it.
-pub(crate) fn long_list(folder: &Path) -> anyhow::Result<ListSettings> {
+/// The long list, in a file as somebody would keep it: a domain, and people from number 1 on.
+pub(crate) fn long_list(folder: &Path, entries: u64) -> anyhow::Result<ListSettings> {
     let path = folder.join("invited.txt");
     if !path.exists() {
         let mut file = BufWriter::new(fs::File::create(&path)?);
         writeln!(file, "# Who may sign up\nexample.com")?;
-        for person in 1..LIST_ENTRIES {
+        for person in 1..entries {
             writeln!(file, "{}", sample::email(person))?;
         }
         file.into_inner()?.sync_all()?;
@@ -368,9 +366,9 @@ mod tests {
 
         assert_eq!(many().len(), 25);
         let folder = tempfile::tempdir()?;
-        let all = Facts::prepare(folder.path()).await?.decider(Extent::AndLookup)?;
+        let all = Facts::prepare(folder.path(), 100).await?.decider(Extent::AndLookup)?;
         // One is on the list, and the other is not.
-        for (person, from) in [(1, "source"), (LIST_ENTRIES + 1, "cache")] {
+        for (person, from) in [(1, "source"), (100, "cache")] {
             let decision = decided(&all, person).await;
             assert_eq!(decision.outcome, Outcome::unchanged());
             let effects: Vec<_> =

@@ -25,7 +25,7 @@ use vestibule_api::{
 use vestibule_events::{LocalLog, LocalLogConfig, Retention};
 
 use crate::{
-    cli::RuntimeKind,
+    cli::{Options, RuntimeKind},
     rules::{self, Extent},
     sample,
 };
@@ -36,6 +36,9 @@ pub(crate) struct ServerArgs {
     pub(crate) kind: ServerKind,
     #[arg(long)]
     pub(crate) runtime: RuntimeKind,
+    /// Entries of the long list.
+    #[arg(long)]
+    pub(crate) list: u64,
     /// Where the connector's log lies.
     #[arg(long)]
     pub(crate) folder: PathBuf,
@@ -86,7 +89,7 @@ pub(crate) struct Stored {
 impl Server {
     pub(crate) fn start(
         kind: ServerKind,
-        runtime: RuntimeKind,
+        options: &Options,
         folder: &Path,
     ) -> anyhow::Result<Self> {
         let value = |it: Option<clap::builder::PossibleValue>| {
@@ -95,7 +98,8 @@ impl Server {
         let program = std::env::current_exe().context("could not find the benchmark itself")?;
         let mut child = Command::new(program)
             .args(["serve", "--kind", &value(kind.to_possible_value())])
-            .args(["--runtime", &value(runtime.to_possible_value())])
+            .args(["--runtime", &value(options.runtime.to_possible_value())])
+            .args(["--list", &options.list.to_string()])
             .arg("--folder")
             .arg(folder)
             .stdin(Stdio::piped())
@@ -149,9 +153,9 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
             ServerKind::Hello => None,
             ServerKind::Connector => Some(Decider::default()),
             ServerKind::ConnectorWithRules => Some(Decider::new(rules::compiled(rules::few())?)),
-            ServerKind::ConnectorWithAll => {
-                Some(rules::Facts::prepare(&args.folder).await?.decider(Extent::AndLookup)?)
-            }
+            ServerKind::ConnectorWithAll => Some(
+                rules::Facts::prepare(&args.folder, args.list).await?.decider(Extent::AndLookup)?,
+            ),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);
