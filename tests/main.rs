@@ -6,3 +6,4 @@ mod crash;
 mod embedded;
 mod scaled_out;
 mod support;
+mod tools;

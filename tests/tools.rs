@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, ensure};
-use axum::{Json, Router, extract::Query, routing::get};
+use axum::{Json, Router, http::Uri, routing::get};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -88,8 +88,16 @@ async fn try_teaches_how_to_call_it() -> anyhow::Result<()> {
     for (arguments, code, said) in [
         (&["--connector", "partner", "good.json"][..], 1, "did you mean `partners`?"),
         (&["--connector", "partners", "good.json"], 1, "give --step: after-federation"),
-        (&["--connector", "partners", "--step", "before-crate", "good.json"], 2, "`before-create`?"),
-        (&["--connector", "partners", "--step", "before-create", "bad.json"], 1, "line 2 column 12"),
+        (
+            &["--connector", "partners", "--step", "before-crate", "good.json"],
+            2,
+            "`before-create`?",
+        ),
+        (
+            &["--connector", "partners", "--step", "before-create", "bad.json"],
+            1,
+            "line 2 column 12",
+        ),
         (&["--connector", "partners", "--query", "a=b"], 1, "go with custom-policy only"),
     ] {
         let tried = site.run(&[&["try"], arguments].concat()).await?;
@@ -99,12 +107,29 @@ async fn try_teaches_how_to_call_it() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What only a custom policy does: it calls with claims in the URL and in headers.
+#[tokio::test]
+async fn try_takes_claims_from_the_url_of_a_custom_policy() -> anyhow::Result<()> {
+    let config = EXAMPLE
+        .replace("\"api-connector\"", "\"custom-policy\"")
+        .replace("deadline = \"800ms\"", "deadline = \"800ms\"\nclaim_headers = [\"email\"]");
+    let site = Site::with_config(&config)?;
+    let call = ["try", "--connector", "partners", "--step", "before-create", "--output", "json"];
+    let claims = ["--header", "email: ada@yopmail.com", "--query", "city=K%C3%B6ln"];
+
+    let tried = json_of(&site.run(&[&call[..], &claims].concat()).await?)?;
+
+    assert_eq!(tried["sign_up"]["claims"]["city"], "Köln", "{tried}");
+    assert_eq!(tried["answers"][0]["protocol"], "custom-policy");
+    assert_eq!(tried["answers"][0]["body"]["code"], "blocked", "{tried}");
+    Ok(())
+}
+
 /// Identity verification: the service is asked, and what it says decides.
 #[tokio::test]
 async fn try_asks_a_service_that_verifies_identities() -> anyhow::Result<()> {
-    type Asked = Query<BTreeMap<String, String>>;
-    let answer = |Query(asked): Asked| async move {
-        let verified = asked.get("document").is_some_and(|it| it == "C01X00T47");
+    let answer = |uri: Uri| async move {
+        let verified = uri.query().is_some_and(|it| it.contains("document=C01X00T47"));
         Json(json!({ "result": { "verified": verified } }))
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -203,10 +228,11 @@ async fn mistakes_in_cases_have_their_place_and_the_nearest_name() -> anyhow::Re
     let test = site.run(&["test"]).await?;
 
     assert_eq!(test.code, 1);
+    assert!(test.stderr.contains("the cases have 2 mistakes"), "{}", test.stderr);
     for said in [
         "./rules/a.toml:8:38: case[0].expect.rule: there is no rule `no-throwaway-adresses`; did you \
          mean `no-throwaway-addresses`?",
-        "./rules/a.toml:7:1: case[0].signup: there is no such key; did you mean `sign_up`?",
+        "./rules/a.toml:7:10: case[0].signup: there is no such key; did you mean `sign_up`?",
     ] {
         assert!(test.stderr.contains(said), "{said} is not in {}", test.stderr);
     }
@@ -286,8 +312,8 @@ reject = "Which address?"
         "connectors.extension.rules[2]: `no-form-yet` shows a block page at after-federation",
         "`gold-is-approved` asks for approval, and no worker keeps the requests",
         "lists.nobody: it is empty",
-        "lists.staff: list staff: env:NO_SUCH_DATABASE",
-        "lookups.crm: lookup crm: the environment variable NO_SUCH_TOKEN is not set",
+        "lists.staff: the environment variable NO_SUCH_DATABASE is not set",
+        "lookups.crm: the environment variable NO_SUCH_TOKEN is not set",
     ] {
         assert!(said.contains(warning), "{warning} is not in {said}");
     }

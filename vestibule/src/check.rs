@@ -1,22 +1,42 @@
 //! `vestibule check`: reads the configuration as a start would, and says what it would do.
+//!
+//! What is wrong was found by the reader and is a failure. Here is what is not wrong and yet not
+//! what somebody wants: `rules` looks at what rules can do, `reference` at what they refer to.
+
+mod places;
+mod reference;
+mod rules;
 
 use std::path::Path;
 
+use clap::Args;
 use comfy_table::{Table, presets::NOTHING};
 use serde_json::json;
 
+use self::places::Places;
 use crate::{
     cli::Output,
     config::{Complaints, Config, SecretSource, StoreTarget, WorkerConfig},
     wiring,
 };
 
+/// How thoroughly to check.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Also load lists from their databases, and see whether the servers of lookups are there
+    #[arg(long)]
+    online: bool,
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
 /// A configuration with mistakes is a failure; with `Output::Json` it is also said in JSON.
-pub(crate) fn check(
+pub(crate) async fn check(
+    args: CheckArgs,
     config: anyhow::Result<Config>,
     file: &Path,
-    output: Output,
 ) -> anyhow::Result<()> {
+    let CheckArgs { online, output } = args;
     let config = match config {
         Ok(config) => config,
         Err(error) => {
@@ -26,12 +46,15 @@ pub(crate) fn check(
             return Err(error);
         }
     };
-    say(&config, file, output);
+    let places = Places::read(file);
+    let mut warnings = warnings(&config);
+    warnings.extend(rules::warnings(&config, &places));
+    warnings.extend(reference::warnings(&config, &places, online).await);
+    say(&config, &warnings, file, output);
     Ok(())
 }
 
-fn say(config: &Config, file: &Path, output: Output) {
-    let warnings = warnings(config);
+fn say(config: &Config, warnings: &[String], file: &Path, output: Output) {
     match output {
         Output::Json => println!("{}", json!({ "ok": true, "warnings": warnings })),
         Output::Table => {
@@ -39,7 +62,7 @@ fn say(config: &Config, file: &Path, output: Output) {
             table.load_style(NOTHING);
             table.add_rows(summary(config));
             println!("{table}");
-            for warning in &warnings {
+            for warning in warnings {
                 println!("warning: {warning}");
             }
             println!("{} is fine", file.display());

@@ -5,8 +5,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    approvals::ApprovalsCommand, replay::ReplayArgs, simulate::SimulateArgs, test::TestArgs,
-    trying::TryArgs,
+    approvals::ApprovalsCommand, check::CheckArgs, replay::ReplayArgs, simulate::SimulateArgs,
+    test::TestArgs, trying::TryArgs,
 };
 
 /// The business-logic layer behind self-service sign-up.
@@ -95,10 +95,7 @@ pub(crate) enum Command {
         output: Output,
     },
     /// Check the configuration and say what it would do
-    Check {
-        #[arg(long, value_enum, default_value_t = Output::Table)]
-        output: Output,
-    },
+    Check(CheckArgs),
     /// Try the rules: decide one call of a platform, and show why and the answer in each dialect
     Try(TryArgs),
     /// Test the rules: run cases like unit tests, or decide recorded sign-ups again

@@ -72,7 +72,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Worker { names } => run::worker(load()?, &names).await?,
         Command::Relay => run::relay(load()?).await?,
         Command::Migrate { output } => migrate::migrate(&load()?, output).await?,
-        Command::Check { output } => check::check(load(), &file, output)?,
+        Command::Check(args) => check::check(args, load(), &file).await?,
         Command::Try(args) => trying::try_call(args, &load()?).await?,
         Command::Test(args) => return test::test(args, &load()?).await,
         Command::Simulate(args) => return simulate::simulate(args, load).await,

@@ -81,13 +81,8 @@ pub(crate) async fn try_call(args: TryArgs, config: &Config) -> anyhow::Result<(
     let trial = Trial::load(config, true).await?;
     let nobody = StandIns::new();
     let ask = if args.without_lookups { Ask::StandIns(&nobody) } else { Ask::Sources };
-    let reference = trial.reference(ask, &ListEntries::new()).await.with_context(|| {
-        if args.without_lookups {
-            "could not try"
-        } else {
-            "could not try; --without-lookups may do"
-        }
-    })?;
+    let reference = trial.reference(ask, &ListEntries::new()).await;
+    let reference = reference.context("could not try; --without-lookups leaves lookups unasked")?;
     let decider = trial.decider(connector, &reference, args.standing);
     // Nobody is shown the pseudonym, so any key will do, and the real one is left where it is.
     let person = PseudonymKey::new(rand::random::<[u8; 32]>().to_vec()).person(&call.sign_up);

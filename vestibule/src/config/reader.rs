@@ -391,11 +391,20 @@ impl<'a> Section<'a> {
         value
     }
 
+    /// Whether there is a key that nobody has asked for yet: perhaps a missing one, misspelt.
+    pub(crate) fn has_unknown(&self) -> bool {
+        self.table.into_iter().flatten().any(|(key, _)| !self.is_known(key.get_ref()))
+    }
+
+    fn is_known(&self, key: &str) -> bool {
+        self.known.contains(&key)
+    }
+
     /// Complains of every key that nobody asked for.
     fn finish(&self) {
         for (key, value) in self.table.into_iter().flatten() {
             let name = key.get_ref();
-            if self.known.iter().any(|known| known == name) {
+            if self.is_known(name) {
                 continue;
             }
             let message = format!("there is no such key{}", did_you_mean(name, &self.known));

@@ -111,11 +111,11 @@ fn read_case(
     let lists = with(&defaults.lists, read_lists(section, config));
     let expect = section.section("expect", |it| read_expect(it, connector));
     let given = ["sign_up", "payload"].into_iter().filter(|key| section.has(key)).count();
-    if given != 1 {
-        section.complain("", "needs exactly one of `sign_up` and `payload`");
-    }
     let payload = read_payload(section, connector, step, folder);
     let sign_up = section.section("sign_up", |it| read_sign_up(it, connector, step));
+    if given == 2 || (given == 0 && !section.has_unknown()) {
+        section.complain("", "needs exactly one of `sign_up` and `payload`");
+    }
     let sign_up = if given == 1 { payload.or(sign_up) } else { None };
     let line = section.line();
     Some(Case { name, line, sign_up: sign_up?, lookups, lists, standing, now, expect: expect? })
@@ -204,10 +204,6 @@ const OUTCOMES: [&str; 4] = ["continue", "reject", "block", "pending"];
 
 fn read_expect(section: &mut Section<'_>, connector: Option<&ConnectorConfig>) -> Option<Expect> {
     let outcome = section.choice("outcome", &OUTCOMES.map(|it| (it, Some(it))), None);
-    if !section.has("outcome") {
-        let outcomes = OUTCOMES.join(", ");
-        section.complain("", format!("needs `expect = {{ outcome = … }}`, one of {outcomes}"));
-    }
     let rule = section.string("rule");
     let known: Vec<_> = connector.into_iter().flat_map(|it| it.rules.names()).collect();
     if let (Some(rule), Some(_)) = (&rule, connector)
@@ -220,6 +216,10 @@ fn read_expect(section: &mut Section<'_>, connector: Option<&ConnectorConfig>) -
     let field = section.string("field");
     let claims = section.table("claims");
     let claims = section.has("claims").then_some(claims);
+    if !section.has("outcome") && !section.has_unknown() {
+        let outcomes = OUTCOMES.join(", ");
+        section.complain("", format!("needs `expect = {{ outcome = … }}`, one of {outcomes}"));
+    }
     Some(Expect { outcome: outcome?, rule, message, field, claims })
 }
 
