@@ -208,6 +208,11 @@ fn notes(
             notes.push(format!("a call of the {what} {given} is turned away with 401"));
         }
     }
+    if decision.outcome.is_refusal() && Kind::of(call.sign_up.step, &decision.outcome).is_some() {
+        notes.push(
+            "a `requestId` is the id of the event; nothing is recorded here, so it is zero".into(),
+        );
+    }
     for (list, reason) in &trial.missing {
         notes.push(format!("the list `{list}` is not there, so rules that ask it fail: {reason}"));
     }

@@ -315,3 +315,121 @@ impl Difference {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+    use vestibule_api::StandIn;
+    use vestibule_events::{Claims, LookupReason, Mode, Protocol, PseudonymKey, Reason, SignUp};
+
+    use super::*;
+
+    fn event(outcome: Outcome) -> SignUpEvent {
+        let sign_up = SignUp {
+            connector: "partners".parse().unwrap(),
+            protocol: Protocol::ApiConnector,
+            step: Step::BeforeCreate,
+            email: None,
+            identities: vec![],
+            claims: Claims::new(),
+            client: None,
+            locale: None,
+            ip: None,
+            object_id: None,
+            correlation_id: None,
+        };
+        let key = PseudonymKey::new(vec![7; 32]);
+        let person = key.person(&sign_up);
+        let fingerprint = key.fingerprint(&sign_up, &person);
+        let now = datetime!(2026-11-22 12:00 UTC);
+        let decision = because(outcome, "before", Effect::Reject);
+        SignUpEvent::decided(Uuid::from_u128(1), now, person, fingerprint, sign_up, decision)
+            .unwrap()
+    }
+
+    fn because(outcome: Outcome, rule: &str, effect: Effect) -> Decision {
+        let reason = Reason { rule: rule.into(), effect, mode: Mode::Enforce, took_us: 1 };
+        Decision { reasons: vec![reason], ..Decision::new(outcome) }
+    }
+
+    fn reject(message: &str, field: &str) -> Outcome {
+        Outcome::Reject { message: message.into(), field: Some(field.into()) }
+    }
+
+    fn set(value: &str) -> Outcome {
+        let claims = json!({ "city": value, "same": 1 }).as_object().unwrap().clone();
+        Outcome::Continue { claims }
+    }
+
+    /// The change and its rule, or a word for what is none.
+    fn judged(was: Outcome, would_be: &Decision) -> (String, String) {
+        let word = match compare(&event(was), would_be) {
+            Judged::Different(it) => return (it.change(), it.rule.unwrap_or_default()),
+            Judged::Same => "same",
+            Judged::OtherWords => "other words",
+            Judged::NeedsLookup => "needs a lookup",
+            Judged::NoConnector => "no connector",
+        };
+        (word.into(), String::new())
+    }
+
+    #[test]
+    fn a_difference_says_what_became_what_and_by_which_rule() {
+        let after = |outcome| because(outcome, "after", Effect::Block);
+        for (was, would_be, change, rule) in [
+            (reject("no", "a"), after(reject("no", "a")), "same", ""),
+            (reject("no", "a"), after(reject("No!", "a")), "other words", ""),
+            (
+                reject("no", "a"),
+                after(reject("no", "b")),
+                "rejected → rejected, another field",
+                "after",
+            ),
+            (Outcome::unchanged(), after(reject("no", "a")), "accepted → rejected", "after"),
+            // Nobody turns them away any more, so it is told who did.
+            (reject("no", "a"), after(Outcome::unchanged()), "rejected → accepted", "before"),
+            (set("Köln"), after(set("Bonn")), "accepted → accepted, other city", ""),
+        ] {
+            assert_eq!(judged(was, &would_be), (change.into(), rule.into()));
+        }
+    }
+
+    #[test]
+    fn what_needs_a_lookup_is_no_difference() {
+        let lookup = LookupReason {
+            lookup: "crm".into(),
+            answer: StandIn::NOT_ASKED.into(),
+            from: None,
+            took_us: 1,
+        };
+        let decision =
+            Decision { lookups: vec![lookup], ..because(reject("no", "a"), "x", Effect::Reject) };
+        assert_eq!(judged(Outcome::unchanged(), &decision).0, "needs a lookup");
+    }
+
+    #[test]
+    fn the_person_stands_as_then() {
+        for (effect, stood) in [
+            (Effect::AlreadyPending, "pending"),
+            (Effect::Approved, "approved"),
+            (Effect::Denied, "denied"),
+            (Effect::RequireApproval, "none"),
+        ] {
+            let stands = standing(&because(Outcome::unchanged(), "x", effect));
+            let found = STANDINGS.iter().find(|(_, it)| same(*it, stands)).map(|(word, _)| *word);
+            assert_eq!(found, Some(stood));
+        }
+    }
+
+    #[test]
+    fn all_are_counted_and_no_more_are_kept_than_are_listed() {
+        let mut tally = Tally { limit: 2, ..Tally::default() };
+        let event = event(Outcome::unchanged());
+        for _ in 0..5 {
+            let decision = because(reject("no", "a"), "x", Effect::Reject);
+            tally.add(compare(&event, &decision), &event);
+        }
+        assert_eq!((tally.different(), tally.listed.len()), (5, 2));
+        assert!(tally.text().unwrap().contains("and 3 more"));
+    }
+}

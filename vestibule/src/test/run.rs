@@ -1,6 +1,6 @@
 //! Decides a case, and compares the decision with what was expected.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -11,7 +11,7 @@ use vestibule_events::{Claims, Decision, Effect, Outcome, PseudonymKey};
 use super::cases::{Case, Expect};
 use crate::{
     config::Config,
-    trial::{self, Ask, Trial},
+    trial::{self, Ask, ListEntries, Trial},
 };
 
 /// Nobody is asked, so nothing has to be waited for; a machine may be busy all the same.
@@ -42,38 +42,51 @@ impl Ran {
 pub(super) async fn run(case: &Case, config: &Config, trial: &Trial<'_>) -> anyhow::Result<Ran> {
     let connector = config.connectors.iter().find(|it| it.name == case.sign_up.connector);
     let connector = connector.context("the connector of a case was found when it was read")?;
-    let reference = trial.reference(Ask::StandIns(&case.lookups), &case.lists).await?;
-    let decider = trial.decider(connector, &Arc::clone(&reference), case.standing);
-    let person = PseudonymKey::new(vec![0; 32]).person(&case.sign_up);
-    let deadline = Instant::now() + DEADLINE;
-    let question = Question { sign_up: &case.sign_up, person: &person, deadline, now: case.now };
-    let decision = decider.decide(question).await;
+    let decide = async |lists: &ListEntries| {
+        let reference = trial.reference(Ask::StandIns(&case.lookups), lists).await?;
+        let decider = trial.decider(connector, &reference, case.standing);
+        let person = PseudonymKey::new(vec![0; 32]).person(&case.sign_up);
+        let deadline = Instant::now() + DEADLINE;
+        let sign_up = &case.sign_up;
+        let question = Question { sign_up, person: &person, deadline, now: case.now };
+        anyhow::Ok(decider.decide(question).await)
+    };
+    let decision = decide(&case.lists).await?;
     let differences = compare(&case.expect, &decision);
-    let hints = hints(case, trial, &decision);
+    let mut hints: Vec<_> = trial::not_asked(&decision).map(needs_lookup).collect();
+    // A list was needed where the decision is another one without it than with it, empty.
+    let absent = || trial.missing.iter().filter(|(name, _)| !case.lists.contains_key(name));
+    let mut lists = case.lists.clone();
+    lists.extend(absent().map(|(name, _)| (name.clone(), Vec::new())));
+    let with_all = effects(&decide(&lists).await?);
+    for (name, _) in absent() {
+        let mut lists = lists.clone();
+        lists.remove(name);
+        if effects(&decide(&lists).await?) != with_all {
+            hints.push(needs_list(name));
+        }
+    }
     Ok(Ran { decision, differences, hints })
 }
 
-/// A rule that needed what the case does not give was not tested, whatever came out.
-fn hints(case: &Case, trial: &Trial<'_>, decision: &Decision) -> Vec<String> {
-    let lookup = |name: &str| {
-        format!(
-            "the lookup `{name}` is asked, and the case has no answer for it: give it \
-             `lookups = {{ {name} = {{ found = true }} }}`"
-        )
-    };
-    let mut hints: Vec<_> = trial::not_asked(decision).map(lookup).collect();
-    let failed =
-        |effect| matches!(effect, Effect::Failed | Effect::FailedReject | Effect::FailedBlock);
-    if hints.is_empty() && decision.reasons.iter().any(|it| failed(it.effect)) {
-        let absent = trial.missing.iter().filter(|(name, _)| !case.lists.contains_key(name));
-        hints.extend(absent.map(|(name, _)| {
-            format!(
-                "the list `{name}` is in a database, which a test does not ask: give the case \
-                 `lists = {{ {name} = [\"…\"] }}`"
-            )
-        }));
-    }
-    hints
+// A rule that needed what the case does not give was not tested, whatever came out.
+
+fn needs_lookup(name: &str) -> String {
+    format!(
+        "the lookup `{name}` is asked, and the case has no answer for it: give it \
+         `lookups = {{ {name} = {{ found = true }} }}`"
+    )
+}
+
+fn needs_list(name: &str) -> String {
+    format!(
+        "the list `{name}` is in a database, which a test does not ask: give the case \
+         `lists = {{ {name} = [\"…\"] }}`"
+    )
+}
+
+fn effects(decision: &Decision) -> Vec<(String, Effect)> {
+    decision.reasons.iter().map(|it| (it.rule.clone(), it.effect)).collect()
 }
 
 fn compare(expect: &Expect, decision: &Decision) -> Vec<Difference> {
