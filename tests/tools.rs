@@ -238,6 +238,9 @@ async fn a_case_asks_nobody_and_says_what_it_lacks() -> anyhow::Result<()> {
     let hint = |index: usize| cases[index]["hints"][0].as_str().unwrap_or_default();
     assert!(hint(0).contains("`staff` is in a database"), "{}", hint(0));
     assert!(hint(1).contains("the lookup `crm` is asked"), "{}", hint(1));
+    let missing = cases.iter().find(|it| it["name"] == "missing").context("no such case")?;
+    let effects = missing["effects"].as_array().context("no effects")?;
+    assert!(effects.contains(&json!("failed-block: missing member")), "{missing}");
     Ok(())
 }
 

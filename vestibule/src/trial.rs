@@ -16,7 +16,9 @@ use vestibule_api::{
     ApprovalSettings, Approvals, Decider, List, Lookup, LookupMetrics, LookupWithArguments,
     ReferenceData, StandIn, Standing,
 };
-use vestibule_events::{ConnectorName, Decision, Person, Reason, Step};
+use vestibule_events::{
+    ConnectorName, Decision, Effect, Mode, Person, Reason, Step, expression::Failure,
+};
 
 use crate::config::{Config, ConnectorConfig, ListConfig, LookupConfig, did_you_mean};
 
@@ -149,9 +151,17 @@ pub(crate) const STANDINGS: [(&str, Standing); 4] = [
     ("denied", Standing::Denied { at: time::OffsetDateTime::UNIX_EPOCH }),
 ];
 
+/// What each rule did, in the order of the reasons, and why where it could not be evaluated.
+pub(crate) fn effects(decision: &Decision, failures: &[Option<Failure>]) -> Vec<String> {
+    let effect = |(reason, failure): (&Reason, &Option<Failure>)| match failure {
+        Some(failure) => format!("{}: {}", reason.effect.as_str(), failure.as_str()),
+        None => reason.effect.as_str().to_owned(),
+    };
+    decision.reasons.iter().zip(failures).map(effect).collect()
+}
+
 /// The rule that turned the person away or let them pass, where one did.
 pub(crate) fn decisive(decision: &Decision) -> Option<&Reason> {
-    use vestibule_events::{Effect, Mode};
     let last = decision.reasons.last()?;
     let accepted = last.effect == Effect::Accept && last.mode == Mode::Enforce;
     (decision.outcome.is_refusal() || accepted).then_some(last)

@@ -88,10 +88,12 @@ pub(crate) async fn try_call(args: TryArgs, config: &Config) -> anyhow::Result<(
     let person = PseudonymKey::new(rand::random::<[u8; 32]>().to_vec()).person(&call.sign_up);
     let deadline = Instant::now() + connector.deadline;
     let question = Question { sign_up: &call.sign_up, person: &person, deadline, now: args.now };
-    let decision = decider.decide(question).await;
+    let (decision, failures) = decider.explain(question).await;
+    let effects = trial::effects(&decision, &failures);
     let answers = answers(connector, &call, &decision.outcome);
     let notes = notes(connector, &call, &trial, &decision);
-    let tried = Tried { connector, sign_up: &call.sign_up, decision: &decision, answers, notes };
+    let tried =
+        Tried { connector, sign_up: &call.sign_up, decision: &decision, effects, answers, notes };
     match args.output {
         Output::Json => println!("{}", tried.json()),
         Output::Table => println!("{}", tried.text()?),
@@ -229,6 +231,8 @@ struct Tried<'a> {
     connector: &'a ConnectorConfig,
     sign_up: &'a SignUp,
     decision: &'a Decision,
+    /// One for each reason.
+    effects: Vec<String>,
     answers: Vec<(Protocol, Written)>,
     notes: Vec<String>,
 }
@@ -250,6 +254,7 @@ impl Tried<'_> {
             "protocol": self.connector.protocol,
             "sign_up": self.sign_up,
             "decision": self.decision,
+            "effects": self.effects,
             "answers": self.answers.iter().map(answer).collect::<Vec<_>>(),
             "notes": self.notes,
         })
@@ -262,9 +267,8 @@ impl Tried<'_> {
         if self.decision.reasons.is_empty() {
             writeln!(text, "\nno rule had a part in it")?;
         } else {
-            let rows = self.decision.reasons.iter().map(|it| {
-                let (effect, mode) = (it.effect.as_str(), it.mode.as_str());
-                [&it.rule, effect, mode, &trial::took(it.took_us)].map(str::to_owned)
+            let rows = self.decision.reasons.iter().zip(&self.effects).map(|(it, effect)| {
+                [&it.rule, effect, it.mode.as_str(), &trial::took(it.took_us)].map(str::to_owned)
             });
             writeln!(text, "\n{}", table(["rule", "effect", "mode", "time"], rows))?;
         }

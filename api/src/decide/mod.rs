@@ -90,10 +90,18 @@ impl Decider {
         self.decided(question).await.decision
     }
 
+    /// The same, and what kept rules from being evaluated: one for each reason, in the same order.
+    /// That is for whoever writes them; an event does not hold it.
+    pub async fn explain(&self, question: Question<'_>) -> (Decision, Vec<Option<Failure>>) {
+        let Decided { decision, happened, .. } = self.decided(question).await;
+        (decision, happened.into_iter().map(|it| it.failure).collect())
+    }
+
     pub(crate) async fn decided(&self, question: Question<'_>) -> Decided {
         let mut course = Course {
             decider: self,
             question,
+            now: question.now.unwrap_or_else(OffsetDateTime::now_utc),
             changed: Claims::new(),
             gathered: Gathered::new(&self.reference),
             reasons: Vec::new(),
@@ -112,6 +120,8 @@ impl Decider {
 struct Course<'a> {
     decider: &'a Decider,
     question: Question<'a>,
+    /// One time for all rules.
+    now: OffsetDateTime,
     changed: Claims,
     gathered: Gathered<'a>,
     reasons: Vec<Reason>,
@@ -193,8 +203,7 @@ impl Course<'_> {
     }
 
     fn facts(&self) -> Facts<'_> {
-        let facts = Facts::new(self.question.sign_up, &self.changed);
-        self.question.now.map_or(facts, |now| facts.at(now))
+        Facts::as_of(self.now, self.question.sign_up, &self.changed)
     }
 
     /// Does what a rule says or, where it is not enforced, only finds out what it would do.

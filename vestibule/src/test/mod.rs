@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
-use vestibule_events::ConnectorName;
+use vestibule_events::{ConnectorName, Mode, Reason};
 
 use self::{
     cases::{Case, CaseFile},
@@ -182,12 +182,12 @@ fn lines(path: &Path, case: &Case, ran: &Ran) -> anyhow::Result<String> {
     for hint in &ran.hints {
         writeln!(text, "      {hint}")?;
     }
-    let reasons = &ran.decision.reasons;
-    let reason = |it: &vestibule_events::Reason| match it.mode {
-        vestibule_events::Mode::Enforce => format!("{} ({})", it.rule, it.effect.as_str()),
-        mode => format!("{} ({}, {})", it.rule, it.effect.as_str(), mode.as_str()),
+    let reason = |(it, effect): (&Reason, &String)| match it.mode {
+        Mode::Enforce => format!("{} ({effect})", it.rule),
+        mode => format!("{} ({effect}, {})", it.rule, mode.as_str()),
     };
-    let reasons = reasons.iter().map(reason).collect::<Vec<_>>().join(", ");
+    let reasons = ran.decision.reasons.iter().zip(&ran.effects).map(reason);
+    let reasons = reasons.collect::<Vec<_>>().join(", ");
     let reasons = if reasons.is_empty() { "no rule had a part in it" } else { &reasons };
     writeln!(text, "      rules: {reasons}")?;
     Ok(text)
@@ -236,6 +236,7 @@ impl Summary {
             "differences": ran.differences,
             "hints": ran.hints,
             "decision": ran.decision,
+            "effects": ran.effects,
         }));
     }
 
