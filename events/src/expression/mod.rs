@@ -175,7 +175,12 @@ impl<'a> Facts<'a> {
     /// The sign-up while it is decided, now, with what earlier rules changed.
     #[must_use]
     pub fn new(sign_up: &'a SignUp, changed: &'a Claims) -> Self {
-        let now = OffsetDateTime::now_utc();
+        Self::as_of(OffsetDateTime::now_utc(), sign_up, changed)
+    }
+
+    /// The same where the time is known: to read the clock takes as long as a simple rule.
+    #[must_use]
+    pub const fn as_of(now: OffsetDateTime, sign_up: &'a SignUp, changed: &'a Claims) -> Self {
         Self { sign_up, changed: Some(changed), sources: None, now }
     }
 

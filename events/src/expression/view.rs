@@ -100,7 +100,7 @@ impl VariableResolver for Scope<'_> {
             return self.signup.as_ref().map(|it| CowVal::Borrowed(it as &dyn Val));
         }
         if !variable.starts_with('@') {
-            return None;
+            return self.signup?.named(variable).map(CowVal::Owned);
         }
         // The name is also asked for with members behind it, `@lookup crm.found`.
         if let Some(name) = variable.strip_prefix(LOOKUP) {
@@ -126,6 +126,29 @@ struct SignUpView<'a> {
 }
 
 impl<'a> SignUpView<'a> {
+    /// What has a name of several parts, `signup.email` or `signup.claims.city`, found at once
+    /// instead of part by part. Of a longer name the rest is selected from that, as always; and
+    /// what is not here is looked for part by part, and missed there.
+    fn named(&self, name: &str) -> Option<Box<dyn Val + 'a>> {
+        let member = name.strip_prefix(SIGNUP)?.strip_prefix('.')?;
+        match member.split_once('.') {
+            None => self.counted(member).ok()?,
+            Some(("claims", claim)) if !claim.contains('.') => {
+                let claims = ClaimsView::new(&self.sign_up.claims, self.changed);
+                value(claims.claim(claim)?).ok()
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn counted(&self, name: &str) -> Result<Option<Box<dyn Val + 'a>>, ExecutionError> {
+        if name == "identities" {
+            let identities = u64::try_from(self.sign_up.identities.len()).unwrap_or(u64::MAX);
+            charge(bounded::ITEM * identities)?;
+        }
+        Ok(self.member(name))
+    }
+
     fn member(&self, name: &str) -> Option<Box<dyn Val + 'a>> {
         let sign_up = self.sign_up;
         Some(match name {
@@ -275,12 +298,7 @@ impl Indexer for SignUpView<'_> {
         Self: 'v,
     {
         let name = member_name(key)?;
-        if name == "identities" {
-            charge(
-                bounded::ITEM * u64::try_from(self.sign_up.identities.len()).unwrap_or(u64::MAX),
-            )?;
-        }
-        self.member(name).map(CowVal::Owned).ok_or_else(|| no_such_member(name))
+        self.counted(name)?.map(CowVal::Owned).ok_or_else(|| no_such_member(name))
     }
 
     fn steal<'v>(self: Box<Self>, key: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError>
