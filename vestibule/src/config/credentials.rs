@@ -293,3 +293,70 @@ fn read_bearer(section: &mut Section<'_>) -> BearerSettings {
     settings.refresh_every = section.duration("refresh", settings.refresh_every);
     settings
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    const BEGINNING: &str = "[connectors.c]\nprotocol = \"custom-extension\"\n";
+
+    fn parse(credential: &str) -> Result<Config, String> {
+        let source = format!("{BEGINNING}[[connectors.c.credentials]]\n{credential}\n");
+        Config::parse(std::path::Path::new("c.toml"), &source).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_kind_of_credential_has_its_keys() {
+        for (credential, name) in [
+            ("user = \"u\"\npassword = \"env:P\"", "u"),
+            ("name = \"n\"\nkind = \"basic\"\nuser = \"u\"\npassword = \"file:p\"", "n"),
+            ("kind = \"api-key\"\nheader = \"x-functions-key\"\nkey = \"env:K\"", "api-key-1"),
+            ("kind = \"token\"\ntoken = \"env:T\"", "token-1"),
+            (
+                "kind = \"certificate\"\nthumbprints = [\"0123456789abcdef0123456789ABCDEF01234567\"]\n\
+                 forwarded = { header = \"X-ARR-ClientCert\", encoding = \"base64-der\", peers = [\"10.0.0.0/8\"] }",
+                "certificate-1",
+            ),
+            (
+                "kind = \"certificate\"\nroots = \"roots.pem\"\n[[connectors.c.credentials.names]]\n\
+                 issuer = \"CN=ca\"\nsubject = \"CN=api\"",
+                "certificate-1",
+            ),
+            (
+                "kind = \"bearer\"\nmetadata = \"https://login.example/.well-known/openid-configuration\"\n\
+                 audiences = [\"app\"]\ntenants = [\"t\"]\nleeway = \"10s\"",
+                "bearer-1",
+            ),
+        ] {
+            let config = parse(credential).unwrap_or_else(|it| panic!("{credential}: {it}"));
+            assert_eq!(config.connectors[0].credentials[0].name, name, "{credential}");
+        }
+    }
+
+    #[test]
+    fn what_lets_in_nobody_or_anybody_is_a_mistake() {
+        for (credential, complaint) in [
+            ("kind = \"api-key\"\nkey = \"env:K\"", "needs the key `header`"),
+            ("kind = \"api-key\"\nheader = \"a b\"\nkey = \"env:K\"", "the name of a header"),
+            ("kind = \"token\"", "needs the key `token`"),
+            ("kind = \"token\"\ntoken = \"hunter2\"", "where the secret is"),
+            ("kind = \"certificate\"", "needs `thumbprints`"),
+            ("kind = \"certificate\"\nthumbprints = [\"12\"]", "40 (SHA-1) or 64"),
+            (
+                "kind = \"certificate\"\n[[connectors.c.credentials.names]]\nissuer = \"CN=a\"\nsubject = \"CN=b\"",
+                "add `roots`",
+            ),
+            ("kind = \"bearer\"\naudiences = [\"a\"]", "needs the key `metadata`"),
+            (
+                "kind = \"bearer\"\nmetadata = \"http://login.example\"\naudiences = [\"a\"]",
+                "https",
+            ),
+            ("kind = \"bearer\"\nmetadata = \"https://login.example\"", "needs `audiences`"),
+            ("kind = \"oauth\"", "expected one of \"basic\""),
+        ] {
+            let complaints = parse(credential).expect_err(credential);
+            assert!(complaints.contains(complaint), "{credential}: {complaints}");
+            assert!(!complaints.contains("hunter2"), "{complaints}");
+        }
+    }
+}

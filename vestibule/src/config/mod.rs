@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::Context;
+use vestibule_api::FileStamp;
 
 use self::connectors::Surroundings;
 pub(crate) use self::{
@@ -40,6 +41,10 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Config {
     /// Where it was read from.
     pub(crate) file: PathBuf,
+    /// All files that it was read from, as they were just before.
+    pub(crate) files: Vec<(PathBuf, Option<FileStamp>)>,
+    /// Everything that only a start can change, as it stands in the file, in a form to compare.
+    pub(crate) beyond_rules: String,
     /// The folder of the local log, the embedded store and the generated key.
     pub(crate) data: PathBuf,
     /// The key of pseudonyms and fingerprints; `None` means one generated in `data`.
@@ -126,6 +131,8 @@ pub(crate) enum StoreTarget {
 
 impl Config {
     pub(crate) fn load(file: &Path) -> anyhow::Result<Self> {
+        // Before reading, so that a change meanwhile is noticed and not missed.
+        let stamp = FileStamp::read(file);
         let source = std::fs::read_to_string(file).with_context(|| {
             format!(
                 "could not read the configuration {}; name another with --config, or begin with \
@@ -133,7 +140,11 @@ impl Config {
                 file.display()
             )
         })?;
-        Ok(Self::parse(file, &source)?)
+        let mut config = Self::parse(file, &source)?;
+        config.files = config.reference.message_files.clone();
+        config.files.push((file.to_owned(), stamp));
+        config.beyond_rules = config.describe_beyond_rules();
+        Ok(config)
     }
 
     fn parse(file: &Path, source: &str) -> Result<Self, Complaints> {
@@ -162,6 +173,8 @@ impl Config {
             let workers = workers::read(root, &names, &approvals);
             Self {
                 file: file.to_owned(),
+                files: Vec::new(),
+                beyond_rules: String::new(),
                 data,
                 key,
                 listen,
@@ -176,8 +189,7 @@ impl Config {
         })
     }
 
-    /// Everything that only a start can change, in a form to compare.
-    pub(crate) fn beyond_rules(&self) -> String {
+    fn describe_beyond_rules(&self) -> String {
         let connectors: Vec<_> =
             self.connectors.iter().map(ConnectorConfig::beyond_rules).collect();
         let Self { data, key, listen, log, nats, store, workers, .. } = self;
@@ -504,7 +516,9 @@ mod tests {
     fn the_words_of_a_choice_are_listed_once() {
         let complaints = complaints("\"api-connector\"", "\"soap\"");
         assert!(
-            complaints.ends_with("expected one of \"api-connector\", found `soap`"),
+            complaints.ends_with(
+                "expected one of \"api-connector\", \"custom-policy\", \"custom-extension\", found `soap`"
+            ),
             "{complaints}"
         );
     }

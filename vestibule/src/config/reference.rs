@@ -9,12 +9,14 @@ use std::{
 
 use anyhow::Context;
 use vestibule_api::{
-    BreakerSettings, CacheSettings, DatabaseUrl, HttpMethod, HttpSettings, ListSettings,
+    BreakerSettings, CacheSettings, DatabaseUrl, FileStamp, HttpMethod, HttpSettings, ListSettings,
     ListSource, LookupSettings, LookupSource, Messages,
 };
 use vestibule_events::expression::{ClaimValue, Known};
 
 use super::{MINUTE, SecretSource, reader::Section, secret};
+
+pub(super) type Stamped = (PathBuf, Option<FileStamp>);
 
 /// What the rules of every connector may refer to.
 #[derive(Debug, Default)]
@@ -22,8 +24,9 @@ pub(crate) struct ReferenceConfig {
     pub(crate) lists: Vec<ListConfig>,
     pub(crate) lookups: Vec<LookupConfig>,
     pub(crate) messages: Messages,
-    /// The files of the messages, so that a change of one is seen.
-    pub(crate) message_files: Vec<PathBuf>,
+    /// The files of the messages and their folder, as they were just before they were read: so
+    /// that a change is seen, and another language too.
+    pub(crate) message_files: Vec<Stamped>,
 }
 
 impl ReferenceConfig {
@@ -273,7 +276,11 @@ fn read_lookup(name: &str, section: &mut Section<'_>, folder: &Path) -> Option<L
         read_http(section, folder)
     } else {
         let database = secret(section, "database");
-        let query = section.required("query");
+        let query = if section.has("database") {
+            section.required("query")
+        } else {
+            section.string("query").unwrap_or_default()
+        };
         let arguments = section.list("arguments", "CEL expressions", |it| Some(it.to_owned()));
         (database.map(|database| LookupPlace::Sql { database, query }), arguments)
     };
@@ -324,13 +331,14 @@ fn size(number: u64) -> usize {
 }
 
 /// One file for each language, `<tag>.toml`, with a text for each key.
-fn read_messages(section: &mut Section<'_>, folder: &Path) -> (Messages, Vec<PathBuf>) {
+fn read_messages(section: &mut Section<'_>, folder: &Path) -> (Messages, Vec<Stamped>) {
     let default = section.string("default").unwrap_or_else(|| "en".into());
     let within = section.string("folder").unwrap_or_else(|| "messages".into());
     if !section.is_present() {
         return Default::default();
     }
     let within = folder.join(within);
+    let mut files = vec![(within.clone(), FileStamp::read(&within))];
     let languages = match read_languages(&within) {
         Ok(languages) => languages,
         Err(mistakes) => {
@@ -338,7 +346,7 @@ fn read_messages(section: &mut Section<'_>, folder: &Path) -> (Messages, Vec<Pat
             return Default::default();
         }
     };
-    let files = languages.values().map(|(path, _)| path.clone()).collect();
+    files.extend(languages.values().map(|(stamped, _)| stamped.clone()));
     let texts = languages.into_iter().map(|(tag, (_, texts))| (tag, texts)).collect();
     match Messages::new(&default, &texts) {
         Ok(messages) => (messages, files),
@@ -351,7 +359,7 @@ fn read_messages(section: &mut Section<'_>, folder: &Path) -> (Messages, Vec<Pat
     }
 }
 
-type Language = (PathBuf, BTreeMap<String, String>);
+type Language = (Stamped, BTreeMap<String, String>);
 
 /// A folder with more than this is not one of messages.
 const LANGUAGES_MAX: usize = 500;
@@ -368,14 +376,104 @@ fn read_languages(folder: &Path) -> Result<BTreeMap<String, Language>, Vec<Strin
             continue;
         }
         let tag = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stamp = FileStamp::read(&path);
         let text = std::fs::read_to_string(&path).map_err(|error| at(&path, &error));
         let texts = text.and_then(|text| {
             toml::from_str::<BTreeMap<String, String>>(&text).map_err(|error| at(&path, &error))
         });
         match texts {
-            Ok(texts) => drop(languages.insert(tag, (path, texts))),
+            Ok(texts) => drop(languages.insert(tag, ((path, stamp), texts))),
             Err(mistake) => mistakes.push(mistake),
         }
     }
     if mistakes.is_empty() { Ok(languages) } else { Err(mistakes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    const CONNECTOR: &str =
+        "[connectors.c]\n[[connectors.c.credentials]]\nuser = \"u\"\npassword = \"env:P\"\n";
+
+    fn parse(more: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().expect("there is room");
+        std::fs::create_dir(folder.path().join("messages")).expect("it is new");
+        for (file, text) in [("en.toml", "no = \"No.\"\n"), ("de.toml", "no = \"Nein.\"\n")] {
+            std::fs::write(folder.path().join("messages").join(file), text).expect("it is ours");
+        }
+        let source = format!("{CONNECTOR}{more}\n");
+        Config::parse(&folder.path().join("c.toml"), &source).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn rules_may_name_what_the_file_has() {
+        let config = parse(
+            r#"
+            [lists.partners]
+            entries = ["contoso.com"]
+            [lists.staff]
+            database = "env:CRM"
+            query = "SELECT mail FROM staff"
+            refresh = "1m"
+            [lookups.crm]
+            database = "env:CRM"
+            query = "SELECT tier FROM customers WHERE domain = $1"
+            arguments = ["signup.email_domain"]
+            [lookups.idv]
+            url = "https://idv.example/people/{id}"
+            method = "post"
+            arguments = { id = "signup.email", name = "signup.claims.displayName" }
+            fields = { verified = "/data/verified" }
+            headers = { authorization = "env:IDV" }
+            [messages]
+            [approvals]
+            denied = "message:no"
+            reapply_after = "30d"
+            [[connectors.c.rules]]
+            when = """!(signup.email_domain in lists.partners) && !(signup.email in lists.staff)
+              && !lookups.crm.found && !lookups.idv.verified"""
+            require_approval = "message:no"
+            [[connectors.c.rules]]
+            mode = "audit"
+            accept = true
+            "#,
+        );
+        let config = config.unwrap_or_else(|it| panic!("{it}"));
+        let rules = &config.connectors[0].rules;
+        assert_eq!((rules.names().len(), rules.ask_for_approval()), (2, true));
+        assert!(config.has_approvals());
+        assert_eq!(config.approvals.denied.for_locale(Some("de")), "Nein.");
+        assert_eq!(config.reference.lookups[1].arguments.len(), 2);
+    }
+
+    #[test]
+    fn each_mistake_is_told_with_its_key() {
+        for (more, complaint) in [
+            ("[lists.a]", "lists.a: needs exactly one of `entries`, `file` and `database`"),
+            ("[lists.a]\nentries = []\nfile = \"x\"", "lists.a: needs exactly one of"),
+            ("[lists.a]\ndatabase = \"env:X\"", "needs `query`"),
+            ("[lists.A-b]\nentries = []", "lower-case letters, digits and underscores"),
+            ("[lookups.a]", "needs exactly one of `database` (SQL) and `url` (HTTP)"),
+            ("[lookups.a]\nurl = \"ftp://x\"", "lookups.a.url: expected an address"),
+            (
+                "[lookups.a]\nurl = \"https://x\"\narguments = { id = \"signup.mail\" }",
+                "lookups.a.arguments: `signup.mail`",
+            ),
+            ("[lookups.a]\nurl = \"https://x\"\nfields = { a = \"b\" }", "a JSON pointer"),
+            ("[lookups.a]\nurl = \"https://x\"\ntime_limit = \"0s\"", "must be above 0"),
+            ("[messages]\nfolder = \"nowhere\"", "messages.folder"),
+            ("[messages]\ndefault = \"fr\"", "no messages in the default language `fr`"),
+            ("[approvals]\ndenied = \"message:nope\"", "there is no message `nope`"),
+            ("[approvals]\nlink_base = \"signup.example\"", "approvals.link_base: expected"),
+            ("[[connectors.c.rules]]\nblock = \"message:x\"", "there is no message `x`"),
+            ("[[connectors.c.rules]]\nwhen = \"'a' in lists.x\"\nblock = \"n\"", "`x`"),
+            ("[[connectors.c.rules]]\naccept = true\nblock = \"n\"", "exactly one of"),
+            ("[[connectors.c.rules]]\nmode = \"dry\"\naccept = true", "\"enforce\""),
+        ] {
+            let complaints = parse(more).expect_err(more);
+            assert!(complaints.contains(complaint), "{more}: {complaints}");
+            assert!(complaints.contains("1 mistake"), "{more}: {complaints}");
+        }
+    }
 }
