@@ -94,55 +94,85 @@ fn from_pem(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
 }
 
 /// Elements are separated by commas, their fields by semicolons, and neither within quotes.
+///
+/// What stands before the last element may be the caller's own, to which the proxy has added. So the
+/// whole value must be as proxies write it: with a quotation left open, the caller could have the
+/// proxy's element taken for text, and be whoever its own element says.
 fn from_xfcc(value: &str) -> Option<Vec<CertificateDer<'static>>> {
-    let element = split_unquoted(value, ',').pop()?;
     let (mut certificate, mut chain) = (None, None);
-    for field in split_unquoted(element, ';') {
-        let (name, value) = field.split_once('=')?;
+    let mut rest = value;
+    loop {
+        let (name, value, separator, behind) = next_field(rest)?;
         let place = match name.trim() {
-            name if name.eq_ignore_ascii_case("cert") => &mut certificate,
-            name if name.eq_ignore_ascii_case("chain") => &mut chain,
-            _ => continue,
+            name if name.eq_ignore_ascii_case("cert") => Some(&mut certificate),
+            name if name.eq_ignore_ascii_case("chain") => Some(&mut chain),
+            _ => None,
         };
-        let value = unquote(value.trim());
-        let decoded = from_pem(&percent_decode(value.as_bytes()).collect::<Vec<_>>())?;
-        if place.replace(decoded).is_some() {
+        if let Some(place) = place
+            && place.replace(value).is_some()
+        {
             return None;
         }
+        match separator {
+            Some(';') => {}
+            // Only the last element counts, and here another one begins.
+            Some(_) => (certificate, chain) = (None, None),
+            None => break,
+        }
+        rest = behind;
     }
+    let decoded =
+        |value: Cow<'_, str>| from_pem(&percent_decode(value.as_bytes()).collect::<Vec<_>>());
     match (certificate, chain) {
         (Some(certificate), Some(chain)) => {
-            let leaf = certificate.into_iter().next()?;
-            let above = chain.into_iter().filter(|it| *it != leaf).collect::<Vec<_>>();
+            let leaf = decoded(certificate)?.into_iter().next()?;
+            let above = decoded(chain)?.into_iter().filter(|it| *it != leaf).collect::<Vec<_>>();
             Some([leaf].into_iter().chain(above).collect())
         }
-        (certificate, chain) => certificate.or(chain),
+        (certificate, chain) => certificate.or(chain).and_then(decoded),
     }
 }
 
-fn split_unquoted(text: &str, separator: char) -> Vec<&str> {
-    let (mut escaped, mut quoted) = (false, false);
-    text.split(|letter| {
-        if escaped {
-            escaped = false;
-            return false;
+/// A field's name and value, the separator behind it, and what comes after that; `None` where it is
+/// not `name=value` or `name="value"` with nothing between the quotation and the separator.
+fn next_field(text: &str) -> Option<(&str, Cow<'_, str>, Option<char>, &str)> {
+    let is_separator = |letter: char| matches!(letter, ',' | ';');
+    let (name, text) = text.split_once('=')?;
+    if name.contains(|letter| is_separator(letter) || letter == '"') {
+        return None;
+    }
+    let text = text.trim_start();
+    let (value, behind) = match text.strip_prefix('"') {
+        Some(quoted) => {
+            let (value, behind) = quoted.split_at(closing_quote(quoted)?);
+            (without_escapes(value), behind[1..].trim_start())
         }
-        match letter {
-            '\\' if quoted => escaped = true,
-            '"' => quoted = !quoted,
-            _ => return letter == separator && !quoted,
+        None => {
+            let (value, behind) = text.split_at(text.find(is_separator).unwrap_or(text.len()));
+            if value.contains('"') {
+                return None;
+            }
+            (value.trim_end().into(), behind)
         }
-        false
+    };
+    let mut letters = behind.chars();
+    match letters.next() {
+        Some(letter) if !is_separator(letter) => None,
+        separator => Some((name, value, separator, letters.as_str())),
+    }
+}
+
+fn closing_quote(quoted: &str) -> Option<usize> {
+    let mut escaped = false;
+    quoted.find(|letter| {
+        let closes = letter == '"' && !escaped;
+        escaped = letter == '\\' && !escaped;
+        closes
     })
-    .collect()
 }
 
-fn unquote(text: &str) -> Cow<'_, str> {
-    match text.strip_prefix('"').and_then(|it| it.strip_suffix('"')) {
-        Some(quoted) if quoted.contains('\\') => quoted.replace('\\', "").into(),
-        Some(quoted) => quoted.into(),
-        None => text.into(),
-    }
+fn without_escapes(quoted: &str) -> Cow<'_, str> {
+    if quoted.contains('\\') { quoted.replace('\\', "").into() } else { quoted.into() }
 }
 
 impl Network {
@@ -225,6 +255,29 @@ mod tests {
         // The last proxy says that there was none, whatever the caller claims.
         assert_eq!(xfcc(&format!("{one},By=x;Hash=1")), None);
         assert_eq!(xfcc(&format!("Cert={0};Cert={0}", certificate(1))), None);
+        // What is said of an earlier element is of no account, as long as it can be told apart.
+        assert_eq!(xfcc(&format!("Cert=\"?\",{one}")), Some(vec![1]));
+    }
+
+    #[test]
+    fn no_caller_can_have_the_nearest_proxys_element_overlooked() {
+        let xfcc = |value: &str| decode(CertificateEncoding::Xfcc, value);
+        let certificate = |content| escaped(&pem(content));
+        let others = format!("Cert=\"{}\"", certificate(1));
+        let proxys = [
+            format!("By=x;Hash=1;Cert=\"{}\"", certificate(2)),
+            format!("By=x;Hash=1;Cert=\"{}\";Subject=\"CN=a\\\",b\";URI=", certificate(2)),
+            format!("Hash=1;Cert={}", certificate(2)),
+        ];
+        for begun in ["", ";x=\"", ";x=\"\\", ";x=\"\\\\", ";\"", ";x=y\"", "\"", ";x=\"y\"z", "\\"]
+        {
+            for proxys in &proxys {
+                let value = format!("{others}{begun},{proxys}");
+                let found = xfcc(&value);
+                assert!(found.is_none() || found == Some(vec![2]), "{value}");
+            }
+        }
+        assert_eq!(xfcc(&format!("{others},{}", proxys[0])), Some(vec![2]));
     }
 
     #[test]
@@ -253,6 +306,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whatever_a_caller_sends_the_proxys_certificate_counts(
+            begun in r#"([,;="\\ ]|Cert|x){0,16}"#,
+            subject in r#"CN=([,;="\\ ]|x){0,8}"#,
+        ) {
+            let certificate = |content| escaped(&pem(content));
+            let subject = subject.replace('\\', "\\\\").replace('"', "\\\"");
+            let (others, proxys) = (certificate(1), certificate(2));
+            let value =
+                format!("Cert=\"{others}\"{begun},By=x;Cert=\"{proxys}\";Subject=\"{subject}\";URI=y");
+            let found = decode(CertificateEncoding::Xfcc, &value);
+            prop_assert!(found.is_none() || found == Some(vec![2]), "{}", value);
+        }
+
         #[test]
         fn no_header_is_too_much(value in prop::collection::vec(any::<u8>(), 0..200)) {
             for encoding in [
