@@ -117,6 +117,11 @@ impl Deciding {
         Ok(Self { deciders, missing, lists, lookups })
     }
 
+    /// What the file of a list was when the list was read.
+    pub(crate) fn stamp_of_list(&self, name: &str) -> Option<FileStamp> {
+        self.lists.get(name)?.stamp
+    }
+
     /// Puts a list that was loaded anew into every decider.
     pub(crate) fn replace_list(&mut self, list: List) {
         let list = Arc::new(list);

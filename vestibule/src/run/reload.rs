@@ -2,8 +2,9 @@
 //!
 //! The configuration, and every file it names for these, is looked at each second; a hangup signal
 //! has it looked at at once. A change is taken as a whole or not at all: with a mistake in it, it is
-//! refused with the same words as at a start, and what was in force stays. Lists of a database are
-//! loaded anew at their own pace.
+//! refused with the same words as at a start, and what was in force stays. It is tried again now and
+//! then, for what it lacks may lie in a place that is not looked at: a file that only it names, a
+//! secret. Lists of a database are loaded anew at their own pace.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -32,6 +33,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A list that a database could not give is asked for this soon again.
 const MISSING_LIST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A refused change is tried again this soon, whether a file has changed or not.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 /// What watching the files needs.
 pub(super) struct Reload {
@@ -83,13 +87,21 @@ impl ReloadMetrics {
 
 type Stamps = HashMap<PathBuf, Option<FileStamp>>;
 
+/// A change that was not taken.
+struct Refused {
+    error: String,
+    again: Instant,
+}
+
 impl Reload {
     pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup()).context("could not listen for signals")?;
         let mut due = HashMap::new();
         self.plan_lists(&mut due);
         let mut loads = JoinSet::new();
-        let mut seen = stamps(watched(&self.config)).await;
+        // As they were when they were read: they may have changed since.
+        let mut seen = self.files();
+        let mut refused: Option<Refused> = None;
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -103,8 +115,10 @@ impl Reload {
                 }
             };
             self.load_due_lists(&mut due, &mut loads);
-            let now = stamps(watched(&self.config)).await;
-            if !asked && now == seen {
+            let now = stamps(seen.keys().cloned().collect()).await;
+            let changed = asked || now != seen;
+            let again = refused.as_ref().is_some_and(|it| it.again <= Instant::now());
+            if !changed && !again {
                 continue;
             }
             match self.reload().await {
@@ -118,24 +132,35 @@ impl Reload {
                              messages; the rest takes hold at the next start"
                         );
                     }
+                    // Of queries that may be others now.
+                    loads.abort_all();
                     due.clear();
                     self.plan_lists(&mut due);
+                    seen = self.files();
+                    refused = None;
                 }
                 Err(error) => {
-                    self.metrics.count("refused");
-                    error!(
-                        error = format!("{error:#}"),
-                        "the changed configuration is refused; what was in force stays"
-                    );
+                    let error = format!("{error:#}");
+                    if changed || refused.is_none_or(|it| it.error != error) {
+                        self.metrics.count("refused");
+                        error!(
+                            error,
+                            "the changed configuration is refused; what was in force stays"
+                        );
+                    }
+                    seen = now;
+                    refused = Some(Refused { error, again: Instant::now() + REFUSED_PAUSE });
                 }
             }
-            // Named files may be others now; a change while reading is seen at the next look.
-            seen = if watched(&self.config).iter().all(|it| now.contains_key(it)) {
-                now
-            } else {
-                stamps(watched(&self.config)).await
-            };
         }
+    }
+
+    /// The files whose change may change how connectors decide, as they were when they were read.
+    fn files(&self) -> Stamps {
+        let lists = self.config.reference.lists.iter();
+        let lists = lists
+            .filter_map(|it| Some((it.file()?.to_owned(), self.deciding.stamp_of_list(&it.name))));
+        self.config.files.iter().cloned().chain(lists).collect()
     }
 
     /// Takes what has changed; says whether something else has that it cannot take.
@@ -155,7 +180,7 @@ impl Reload {
             warn!(error = %missing, "a list is not there yet; rules that ask it go by on_error");
         }
         // A connector that is new has no listener of its own to add to; it waits for a start.
-        let changed_beyond = config.beyond_rules() != self.config.beyond_rules();
+        let changed_beyond = config.beyond_rules != self.config.beyond_rules;
         self.deciding = deciding;
         self.install();
         self.config = Arc::new(config);
@@ -239,13 +264,6 @@ async fn next_look(hangup: &mut Signal, ticks: &mut tokio::time::Interval) -> bo
         Some(()) = hangup.recv() => true,
         _ = ticks.tick() => false,
     }
-}
-
-/// The files whose change may change how connectors decide.
-fn watched(config: &Config) -> Vec<PathBuf> {
-    let lists = config.reference.lists.iter().filter_map(|it| it.file().map(PathBuf::from));
-    let messages = config.reference.message_files.iter().cloned();
-    std::iter::once(config.file.clone()).chain(lists).chain(messages).collect()
 }
 
 async fn stamps(files: Vec<PathBuf>) -> Stamps {
