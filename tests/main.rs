@@ -3,7 +3,9 @@
 mod approvals;
 mod commands;
 mod crash;
+mod decisions;
 mod embedded;
+mod platforms;
 mod scaled_out;
 mod support;
 mod tools;

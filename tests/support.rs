@@ -46,6 +46,15 @@ impl Site {
         self.path().join("data")
     }
 
+    /// Writes a file, in one go as editors and deployments do: nobody sees half of it.
+    pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(path.parent().context("a file lies in a folder")?)?;
+        let new = path.with_extension("new");
+        std::fs::write(&new, text)?;
+        Ok(std::fs::rename(&new, &path)?)
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));
         command.current_dir(self.path()).args(arguments);
@@ -123,6 +132,13 @@ impl Up {
     /// Where `simulate` is to call.
     pub(crate) fn connector(&self) -> String {
         format!("{}/connectors/partners", self.base)
+    }
+
+    /// The value of a series, 0 while there is none.
+    pub(crate) async fn metric(&self, series: &str) -> anyhow::Result<f64> {
+        let metrics = self.metrics().await?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(Ok(0.0), |it| Ok(it.parse()?))
     }
 
     pub(crate) async fn metrics(&self) -> anyhow::Result<String> {

@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use axum::{
     Router,
     body::Bytes,
@@ -22,8 +21,10 @@ use axum::{
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::net::TcpListener;
 use uuid::Uuid;
+
+use crate::background::Background;
 
 /// A directory with users and invitations.
 ///
@@ -32,8 +33,7 @@ use uuid::Uuid;
 pub struct Graph {
     directory: Shared,
     address: String,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    _server: Background,
 }
 
 /// A sort of call.
@@ -101,8 +101,6 @@ struct User {
     blind_reads: u32,
 }
 
-const LIMIT: Duration = Duration::from_secs(10);
-
 impl Graph {
     pub const TENANT: &str = "contoso.onmicrosoft.com";
     pub const CLIENT_ID: &str = "11111111-2222-3333-4444-555555555555";
@@ -119,27 +117,11 @@ impl Graph {
             plan: HashMap::new(),
             blind_reads: 0,
         }));
-        let (stop, stopped) = oneshot::channel();
-        let (tell, told) = oneshot::channel();
         let router = Router::new().fallback(answer).with_state(Arc::clone(&directory));
-        let thread = std::thread::Builder::new().name("graph".to_owned()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let Ok(runtime) = runtime else { return };
-            runtime.block_on(async {
-                let Ok(listener) = TcpListener::bind("127.0.0.1:0").await else { return };
-                let Ok(address) = listener.local_addr() else { return };
-                let _ = tell.send(address);
-                tokio::select! {
-                    _ = axum::serve(listener, router) => {}
-                    _ = stopped => {}
-                }
-            });
-            // Calls that hang are not waited for.
-            runtime.shutdown_background();
-        })?;
-        let address = tokio::time::timeout(LIMIT, told).await?.context("Graph did not start")?;
-        let address = format!("http://{address}");
-        Ok(Self { directory, address, stop: Some(stop), thread: Some(thread) })
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = format!("http://{}", listener.local_addr()?);
+        let server = Background::serve("graph", listener, router)?;
+        Ok(Self { directory, address, _server: server })
     }
 
     /// The base URL: `http://127.0.0.1:…/v1.0`.
@@ -206,17 +188,6 @@ impl Graph {
 
     fn lock(&self) -> MutexGuard<'_, Directory> {
         lock(&self.directory)
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

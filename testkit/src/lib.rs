@@ -1,5 +1,5 @@
 //! Real servers for tests: NATS, PostgreSQL, MariaDB, SMTP, and our own binary as a child process. Microsoft
-//! Graph, which nobody can run, has a stand-in.
+//! Graph and an issuer of tokens, which nobody can run, have stand-ins.
 //!
 //! Each server has a temporary directory and a port of its own, so tests share nothing and run side by
 //! side. When its value is dropped the server is stopped and its directory removed; when the test
@@ -9,8 +9,10 @@
 //! Linux only: it uses `setpriv` of util-linux and `/proc`. What a test needs and does not find here
 //! (databases with tables, streams, configuration files) is its own to make.
 
+mod background;
 mod child;
 mod graph;
+mod issuer;
 mod mysql;
 mod nats;
 mod port;
@@ -22,6 +24,7 @@ mod wait;
 mod workdir;
 
 pub use graph::{Graph, GraphCall, GraphFault, GraphRequest};
+pub use issuer::Issuer;
 pub use mysql::MySql;
 pub use nats::Nats;
 pub use port::free_port;

@@ -128,6 +128,11 @@ impl Process {
         self.child.signal(Signal::CONT);
     }
 
+    /// SIGHUP, which asks servers to read their configuration again.
+    pub fn hangup(&self) {
+        self.child.signal(Signal::HUP);
+    }
+
     /// SIGTERM, then as [`wait`](Self::wait).
     pub async fn terminate(&mut self, limit: Duration) -> anyhow::Result<Stopped> {
         if self.is_running() {
