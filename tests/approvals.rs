@@ -196,6 +196,16 @@ async fn approved_by_link_a_person_has_one_account_whatever_crashes_in_between()
     let approval = &approved[0]["data"]["approval"];
     assert_eq!(approval["approver"], "Grace Hopper");
     assert_eq!(approval["reason"], "known to us");
+    let told = site.run(&["replay", "--explain"]).await?.stdout;
+    for line in [
+        "rule suppliers-need-a-yes",
+        "require-approval",
+        "already-pending",
+        "by Grace Hopper: known to us",
+        "told: Bitte warten.",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
     Ok(())
 }
 

@@ -18,8 +18,8 @@ use time::{
 };
 use tracing::warn;
 use vestibule_events::{
-    Claims, ConnectorName, Email, EventLog, Filter, Kind, LocalLog, LogError, Person, Protocol,
-    PseudonymKey, Replay, Role, SignUp, Start, Step, Stored,
+    Claims, ConnectorName, Email, EventLog, Filter, Kind, LocalLog, LogError, LookupReason, Person,
+    Protocol, PseudonymKey, Reason, Replay, Role, SignUp, SignUpEvent, Start, Step, Stored,
 };
 
 use crate::{cli::Output, config::Config, wiring};
@@ -30,6 +30,8 @@ Examples:
       Everything that is recorded.
   vestibule replay --since 2h --kind blocked --kind rejected --output table
       Whom did we turn away in the last two hours?
+  vestibule replay --since 2h --explain
+      Which rules did it, and which lookup answered what?
   vestibule replay --email ada@example.org
       What happened to this person's sign-up? Only the pseudonym is used and ever written down.
   vestibule replay --follow --connector partners | jq .type
@@ -76,6 +78,9 @@ pub(crate) struct ReplayArgs {
     /// Go on with what is recorded from now on, until stopped
     #[arg(long)]
     follow: bool,
+    /// A table with the reasons of each decision: rules, lookups, approvers, and how long each took
+    #[arg(long, conflicts_with = "output")]
+    explain: bool,
     /// JSON: one CloudEvent a line; table: no personal data
     #[arg(long, value_enum, default_value_t = Output::Json)]
     output: Output,
@@ -97,7 +102,8 @@ pub(crate) async fn replay(args: ReplayArgs, config: &Config) -> anyhow::Result<
     let wanted = wanted(&args, person, OffsetDateTime::now_utc());
     let events = log.replay(wanted).await.context("could not read the log")?;
     let mut events = events.take(args.limit.unwrap_or(usize::MAX)).ready_chunks(BATCH);
-    let mut lines = Lines { output: args.output, out: io::stdout() };
+    let output = if args.explain { Output::Table } else { args.output };
+    let mut lines = Lines { output, out: io::stdout() };
     let mut unreadable = 0_u64;
     if !lines.begin()? {
         return Ok(());
@@ -107,7 +113,12 @@ pub(crate) async fn replay(args: ReplayArgs, config: &Config) -> anyhow::Result<
         let mut lost = None;
         for stored in batch {
             match stored {
-                Ok(stored) => line(args.output, &stored, &mut text)?,
+                Ok(stored) => {
+                    line(output, &stored, &mut text)?;
+                    if args.explain {
+                        explain(&stored.event, &mut text)?;
+                    }
+                }
                 // One damaged event must not hide those behind it.
                 Err(LogError::Refused(error)) => {
                     unreadable += 1;
@@ -222,6 +233,28 @@ fn line(output: Output, stored: &Stored, text: &mut Vec<u8>) -> anyhow::Result<(
     Ok(())
 }
 
+/// Writes why it was decided so, a line each.
+fn explain(event: &SignUpEvent, text: &mut Vec<u8>) -> io::Result<()> {
+    let mut reason = |what: &str, how: &str, mode: &str, took_us: u32| {
+        writeln!(text, "    {what:<40} {how:<20} {mode:<8} {took_us:>7} µs")
+    };
+    for Reason { rule, effect, mode, took_us } in &event.decision.reasons {
+        reason(&format!("rule {rule}"), effect.as_str(), mode.as_str(), *took_us)?;
+    }
+    for LookupReason { lookup, answer, from, took_us } in &event.decision.lookups {
+        let how = from.as_ref().map_or(answer.clone(), |from| format!("{answer} ({from})"));
+        reason(&format!("lookup {lookup}"), &how, "", *took_us)?;
+    }
+    if let Some(approval) = &event.approval {
+        let reason = approval.reason.as_deref().unwrap_or("no reason given");
+        writeln!(text, "    request {} by {}: {reason}", approval.request, approval.approver)?;
+    }
+    if let Some(message) = event.decision.outcome.message() {
+        writeln!(text, "    told: {message}")?;
+    }
+    Ok(())
+}
+
 /// Standard output, whose reader may have had enough.
 struct Lines<W> {
     output: Output,
@@ -301,7 +334,7 @@ mod tests {
     use clap::Parser;
     use time::macros::datetime;
     use uuid::Uuid;
-    use vestibule_events::{Decision, Outcome, SignUpEvent};
+    use vestibule_events::{Decision, Outcome};
 
     use super::*;
 
