@@ -257,7 +257,10 @@ fn channel(
     faults: &mut Vec<Fault>,
 ) -> Option<Channel> {
     let ChannelSettings { name, filter, subject, body, kind } = settings;
-    let templates = Templates::compile(subject, body, pages, faults);
+    // Whoever has the link decides, so it never goes to the one whom the decision is about.
+    let is_for_person = matches!(&kind, ChannelKind::Mail { to: Recipient::Person, .. });
+    let pages = pages.map(|it| if is_for_person { it.without_links() } else { it.clone() });
+    let templates = Templates::compile(subject, body, pages.as_ref(), faults);
     let way = match kind {
         ChannelKind::Record => Some(Way::Record),
         ChannelKind::Webhook { url, format, headers } => {
@@ -282,7 +285,8 @@ pub struct NotifySettings {
 #[derive(Clone, Debug)]
 pub struct ApprovalPages {
     base_url: String,
-    links: ApprovalLinks,
+    /// `None` where messages may say until when somebody decides, and not where.
+    links: Option<ApprovalLinks>,
     requests: ApprovalsSettings,
 }
 
@@ -296,15 +300,20 @@ impl ApprovalPages {
     ) -> Result<Self, SettingError> {
         let base_url = base_url.trim_end_matches('/').to_owned();
         match http::address(&base_url) {
-            Ok(()) => Ok(Self { base_url, links, requests }),
+            Ok(()) => Ok(Self { base_url, links: Some(links), requests }),
             Err(message) => Err(SettingError { key: "base_url", message: message.to_owned() }),
         }
     }
 
     /// The right to decide this request, so it goes to approvers and nowhere else.
-    fn link(&self, event: &SignUpEvent) -> String {
-        let token = self.links.token(event.id, self.expires_at(event));
-        format!("{}/approvals/{token}", self.base_url)
+    fn link(&self, event: &SignUpEvent) -> Option<String> {
+        let token = self.links.as_ref()?.token(event.id, self.expires_at(event));
+        Some(format!("{}/approvals/{token}", self.base_url))
+    }
+
+    /// For messages to others, whom it still tells until when somebody decides.
+    fn without_links(&self) -> Self {
+        Self { links: None, ..self.clone() }
     }
 
     fn expires_at(&self, event: &SignUpEvent) -> OffsetDateTime {

@@ -106,8 +106,11 @@ fn try_out(
     let template = environment.get_template(name).map_err(|error| in_words(&error))?;
     let globals: Vec<_> = environment.globals().map(|(name, _)| name.to_owned()).collect();
     let mentioned = template.undeclared_variables(true);
-    if pages.is_none() && mentioned.iter().any(|path| path == LINK) {
-        return Err(format!("`{LINK}` needs the address under which approvers decide"));
+    if pages.is_none_or(|it| it.links.is_none()) && mentioned.iter().any(|path| path == LINK) {
+        return Err(format!(
+            "`{LINK}` needs the address under which approvers decide, and never goes to the person \
+             who waits"
+        ));
     }
     let mut unknown: Vec<_> = mentioned
         .into_iter()
@@ -235,7 +238,7 @@ impl<'a> ApprovalView<'a> {
         let approval = event.approval.as_ref();
         let pages = pages.filter(|_| event.kind == Kind::Pending);
         Self {
-            link: pages.map(|it| it.link(event)),
+            link: pages.and_then(|it| it.link(event)),
             expires_at: pages.and_then(|it| it.expires_at(event).format(&Rfc3339).ok()),
             approver: approval.map(|it| it.approver.as_str()),
             reason: approval.and_then(|it| it.reason.as_deref()),
@@ -316,8 +319,13 @@ mod tests {
             panic!("{body}");
         };
         let token = link.strip_prefix("https://sign-up.example.com/approvals/").unwrap();
-        assert_eq!(pages.links.check(token, pending.time), Ok(pending.id));
-        assert!(pages.links.check(token, expires).is_err(), "the link ends with the request");
+        let links = pages.links.as_ref().unwrap();
+        assert_eq!(links.check(token, pending.time), Ok(pending.id));
+        assert!(links.check(token, expires).is_err(), "the link ends with the request");
+        let told =
+            Templates { pages: Some(pages.without_links()), ..templates(Some(&pages)).unwrap() };
+        let told = told.render(&pending).unwrap().body;
+        assert_eq!(told, body.replace(link, ""), "others learn when, and not where");
         assert_eq!(expires_at, expires.format(&Rfc3339).unwrap());
         assert_eq!(render(&approved("ada")), "||grace|known to us");
         assert_eq!(render(&sample()), "|||");

@@ -392,6 +392,23 @@ fn a_worker_takes_what_its_channels_want() {
     assert_eq!(filters[0].kinds, [Kind::Accepted], "what another channel wants is not for it");
 }
 
+/// Within a runtime, which a channel for mail wants where it ends.
+#[tokio::test]
+async fn nobody_is_sent_the_link_that_decides_about_them() {
+    let complaints = |to: Recipient, body: &str| {
+        let server = "smtp://localhost".to_owned();
+        let channel = ChannelSettings { body: body.into(), ..mail("told", server, to) };
+        let approvals = Some(ApprovalPages::sample());
+        Notify::check(&NotifySettings { channels: vec![channel], approvals })
+    };
+    let approvers = || Recipient::Fixed(vec!["approvers@vestibule.test".to_owned()]);
+    assert_eq!(complaints(approvers(), "{{ approval.link }}"), Ok(()));
+    assert_eq!(complaints(Recipient::Person, "until {{ approval.expires_at }}"), Ok(()));
+    let complaints = complaints(Recipient::Person, "{{ approval.link }}").unwrap_err();
+    assert_eq!(complaints[0].key, "body");
+    assert!(complaints[0].message.contains("never goes to the person"), "{complaints:?}");
+}
+
 #[test]
 fn all_complaints_come_at_once_without_secrets() {
     let mut wrong = webhook("Wrong Name", "hidden");
