@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use axum::{
     Json, Router,
     extract::{Path as UrlPath, State},
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -63,9 +63,14 @@ impl Service {
     async fn answer(
         State(service): State<Self>,
         UrlPath((tier, _)): UrlPath<(String, String)>,
+        headers: HeaderMap,
     ) -> Response {
+        let key = headers.get("x-key").and_then(|it| it.to_str().ok());
         match service.status.load(Ordering::SeqCst) {
-            200 => Json(json!({ "customer": { "tier": tier }, "more": UNASKED })).into_response(),
+            200 => {
+                let customer = json!({ "tier": tier, "asked_with": key });
+                Json(json!({ "customer": customer, "more": UNASKED })).into_response()
+            }
             other => StatusCode::from_u16(other).unwrap_or_default().into_response(),
         }
     }
@@ -156,7 +161,8 @@ file = "banned.txt"
 [lookups.crm]
 url = "{}/old-tier/{{email}}"
 arguments = {{ email = "signup.email" }}
-fields = {{ tier = "/customer/tier" }}
+headers = {{ x-key = "file:crm.key" }}
+fields = {{ tier = "/customer/tier", key = "/customer/asked_with" }}
 allow_private = true
 
 [connectors.partners]
@@ -169,7 +175,7 @@ block = "message:banned"
 [[connectors.partners.rules]]
 name = "tier"
 when = "lookups.crm.found"
-set = {{ jobTitle = "lookups.crm.tier" }}
+set = {{ jobTitle = "lookups.crm.tier", department = "lookups.crm.key" }}
 
 [[connectors.partners.rules]]
 name = "city"
@@ -179,6 +185,7 @@ set = {{ city = "'Vienna'" }}
     );
     let site = Site::with_config(&config)?;
     site.write("banned.txt", "spam.example\n")?;
+    site.write("crm.key", "old-key\n")?;
     site.write("messages/en.toml", "banned = \"Not here.\"\n")?;
     let up = site.up().await?;
     assert_eq!(answer_at(&up, "spam.example").await?["userMessage"], "Not here.");
@@ -206,9 +213,12 @@ set = {{ city = "'Vienna'" }}
     site.write("vestibule.toml", &config.replace("/old-tier/", "/new-tier/"))?;
     takes_hold(&up, "example.org", "jobTitle", "new-tier").await?;
 
+    site.write("crm.key", "new-key\n")?;
+    takes_hold(&up, "example.org", "department", "new-key").await?;
+
     let calls = calling.stop().await?;
     assert!(calls > 20, "only {calls} calls while it changed");
-    assert!(reloads(&up, "taken").await? >= 5.0);
+    assert!(reloads(&up, "taken").await? >= 6.0);
     assert_eq!(reloads(&up, "refused").await?, 0.0);
     let said = up.process.stderr();
     assert!(!said.contains("next start"), "nothing else has changed: {said}");

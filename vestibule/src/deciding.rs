@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Context;
 use futures_util::future::join_all;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use vestibule_api::{
     ApprovalSettings, Approvals, Decider, FileStamp, List, ListError, ListMetrics, Lookup,
@@ -19,7 +20,7 @@ use vestibule_api::{
 };
 use vestibule_events::ConnectorName;
 
-use crate::config::{Config, ListConfig, LookupConfig};
+use crate::config::{Config, ListConfig, LookupConfig, SecretSource};
 
 /// The deciders of all connectors, and what they share.
 pub(crate) struct Deciding {
@@ -38,6 +39,8 @@ struct LoadedList {
 
 struct LoadedLookup {
     settings: String,
+    /// As they were when it was made: a password may be changed for another.
+    secrets: Vec<SecretString>,
     lookup: Lookup,
     /// Taken over from before, and known to work.
     is_old: bool,
@@ -173,10 +176,19 @@ fn open_lookup(
     earlier: Option<&Deciding>,
 ) -> anyhow::Result<LoadedLookup> {
     let settings = format!("{config:?}");
-    let same = earlier.and_then(|it| it.lookups.get(&config.name));
-    if let Some(LoadedLookup { lookup, .. }) = same.filter(|it| it.settings == settings) {
-        return Ok(LoadedLookup { settings, lookup: lookup.clone(), is_old: true });
+    let secrets = config.secrets().into_iter().map(SecretSource::fetch);
+    let secrets = secrets
+        .collect::<anyhow::Result<Vec<_>>>()
+        .with_context(|| format!("lookup {}", config.name))?;
+    let same = earlier.and_then(|it| it.lookups.get(&config.name)).filter(|it| {
+        let exposed = |secrets: &[SecretString]| -> Vec<String> {
+            secrets.iter().map(|it| it.expose_secret().to_owned()).collect()
+        };
+        it.settings == settings && exposed(&it.secrets) == exposed(&secrets)
+    });
+    if let Some(LoadedLookup { lookup, .. }) = same {
+        return Ok(LoadedLookup { settings, secrets, lookup: lookup.clone(), is_old: true });
     }
     let lookup = Lookup::new(config.settings()?, &gauges.lookups)?;
-    Ok(LoadedLookup { settings, lookup, is_old: false })
+    Ok(LoadedLookup { settings, secrets, lookup, is_old: false })
 }

@@ -41,7 +41,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Config {
     /// Where it was read from.
     pub(crate) file: PathBuf,
-    /// All files that it was read from, as they were just before.
+    /// All files that it was read from, and those with secrets of lookups, as they were just before.
     pub(crate) files: Vec<(PathBuf, Option<FileStamp>)>,
     /// Everything that only a start can change, as it stands in the file, in a form to compare.
     pub(crate) beyond_rules: String,
@@ -143,6 +143,9 @@ impl Config {
         let mut config = Self::parse(file, &source)?;
         config.files = config.reference.message_files.clone();
         config.files.push((file.to_owned(), stamp));
+        let secrets = config.reference.lookups.iter().flat_map(LookupConfig::secrets);
+        let secrets = secrets.filter_map(SecretSource::file);
+        config.files.extend(secrets.map(|it| (it.to_owned(), FileStamp::read(it))));
         config.beyond_rules = config.describe_beyond_rules();
         Ok(config)
     }

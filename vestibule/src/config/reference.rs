@@ -175,6 +175,14 @@ impl LookupConfig {
         })
     }
 
+    /// The secrets that asking it needs.
+    pub(crate) fn secrets(&self) -> Vec<&SecretSource> {
+        match &self.source {
+            LookupPlace::Sql { database, .. } => vec![database],
+            LookupPlace::Http { headers, .. } => headers.iter().map(|(_, secret)| secret).collect(),
+        }
+    }
+
     /// Where it asks, for people.
     pub(crate) fn origin(&self) -> String {
         match &self.source {

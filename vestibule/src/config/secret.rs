@@ -1,6 +1,10 @@
 //! Secrets stand outside the configuration file, which only says where.
 
-use std::{env::VarError, fmt, path::PathBuf};
+use std::{
+    env::VarError,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use secrecy::SecretString;
@@ -28,6 +32,14 @@ impl SecretSource {
             ("file", path) => Some(Self::File(path.into())),
             ("example", text) => Some(Self::Example(text.to_owned())),
             _ => None,
+        }
+    }
+
+    /// Where it lies, if it may change without the configuration.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Environment(_) | Self::Example(_) => None,
         }
     }
 
