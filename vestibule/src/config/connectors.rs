@@ -190,7 +190,7 @@ fn complain(section: &Section<'_>, error: &RuleError) {
 
 fn read_rule(section: &mut Section<'_>, index: usize) -> RuleSettings {
     let name = section.string("name").unwrap_or_else(|| format!("rule-{}", index + 1));
-    let steps = section.list(
+    let mut steps = section.list(
         "steps",
         "\"after-federation\", \"before-create\", \"before-token\"",
         |text| Step::ALL.into_iter().find(|step| step.as_str() == text),
@@ -223,6 +223,16 @@ fn read_rule(section: &mut Section<'_>, index: usize) -> RuleSettings {
         _ if section.has("accept") => RuleOutcome::Accept,
         _ => RuleOutcome::Set { claims: set.into_iter().collect() },
     };
+    if section.has("require_approval") {
+        // Whoever has an account already waits for nobody, and no event would open a request.
+        if steps.contains(&Step::BeforeToken) {
+            let message = "nobody can be asked to wait at before-token, where the account exists";
+            section.complain("steps", message);
+        }
+        if steps.is_empty() {
+            steps = vec![Step::AfterFederation, Step::BeforeCreate];
+        }
+    }
     let on_error_message = section.string("on_error_message").unwrap_or_else(|| TRY_AGAIN.into());
     let choices = [("continue", 0), ("reject", 1), ("block", 2)];
     let on_error = match section.choice("on_error", &choices, 0) {

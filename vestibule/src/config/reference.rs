@@ -399,6 +399,8 @@ fn read_languages(folder: &Path) -> Result<BTreeMap<String, Language>, Vec<Strin
 
 #[cfg(test)]
 mod tests {
+    use vestibule_events::Step;
+
     use crate::config::Config;
 
     const CONNECTOR: &str =
@@ -450,6 +452,9 @@ mod tests {
         let config = config.unwrap_or_else(|it| panic!("{it}"));
         let rules = &config.connectors[0].rules;
         assert_eq!((rules.names().len(), rules.ask_for_approval()), (2, true));
+        let steps: Vec<_> = rules.described().map(|it| it.steps.to_vec()).collect();
+        let [early, late, token] = Step::ALL;
+        assert_eq!(steps, [vec![early, late], vec![early, late, token]]);
         assert!(config.has_approvals());
         assert_eq!(config.approvals.denied.for_locale(Some("de")), "Nein.");
         assert_eq!(config.reference.lookups[1].arguments.len(), 2);
@@ -477,6 +482,10 @@ mod tests {
             ("[[connectors.c.rules]]\nblock = \"message:x\"", "there is no message `x`"),
             ("[[connectors.c.rules]]\nwhen = \"'a' in lists.x\"\nblock = \"n\"", "`x`"),
             ("[[connectors.c.rules]]\naccept = true\nblock = \"n\"", "exactly one of"),
+            (
+                "[[connectors.c.rules]]\nsteps = [\"before-token\"]\nrequire_approval = \"n\"",
+                "steps: nobody can be asked to wait at before-token",
+            ),
             ("[[connectors.c.rules]]\nmode = \"dry\"\naccept = true", "\"enforce\""),
         ] {
             let complaints = parse(more).expect_err(more);
