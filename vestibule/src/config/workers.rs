@@ -7,9 +7,10 @@ use secrecy::SecretString;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::{ApprovalLinks, ConnectorName, Filter, Kind, PseudonymKey, Start};
 use vestibule_workers::{
-    Accounts, AccountsSettings, ApprovalPages, ApprovalsSettings, ChannelKind, ChannelSettings,
-    GrantRule, GraphSettings, MailLogin, MailTls, Notify, NotifySettings, Permissions,
-    PermissionsSettings, Recipient, RetryPolicy, WebhookFormat, WorkerSettings,
+    Accounts, AccountsSettings, ApprovalPages, Approvals, ApprovalsSettings, ChannelKind,
+    ChannelSettings, Database, GrantRule, GraphSettings, MailLogin, MailTls, Notify,
+    NotifySettings, Permissions, PermissionsSettings, Recipient, RetryPolicy, WebhookFormat,
+    WorkerSettings,
 };
 
 use super::{
@@ -174,27 +175,30 @@ pub(super) fn read(
             if it.is_present() && channels.is_empty() {
                 it.complain("", "needs at least one [[workers.notify.channels]] table");
             }
-            let effect = EffectConfig::Notify(channels.into_iter().flatten().collect());
-            read_worker(it, effect, connectors)
+            let mut channels: Vec<_> = channels.into_iter().flatten().collect();
+            let kinds = Notify::wanted_kinds(channels.iter_mut().map(|it| &mut it.filter));
+            read_worker(it, Some(EffectConfig::Notify(channels)), &kinds, connectors)
         });
-        let database =
-            section.section("database", |it| read_worker(it, EffectConfig::Database, connectors));
+        let database = section.section("database", |it| {
+            read_worker(it, Some(EffectConfig::Database), Database::KINDS, connectors)
+        });
         let permissions = section.section("permissions", |it| {
             let rules = it.sections("rules", read_grant_rule);
             if it.is_present() && rules.is_empty() {
                 it.complain("", "needs at least one [[workers.permissions.rules]] table");
             }
-            read_worker(it, EffectConfig::Permissions(rules), connectors)
+            let effect = EffectConfig::Permissions(rules);
+            read_worker(it, Some(effect), Permissions::KINDS, connectors)
         });
-        let approvals = section.section("approvals", |it| {
+        let asked = section.section("approvals", |it| {
             let effect = EffectConfig::Approvals(ApprovalsSettings { expires_after });
-            read_worker(it, effect, connectors)
+            read_worker(it, Some(effect), Approvals::KINDS, connectors)
         });
         let accounts = section.section("accounts", |it| {
-            let effect = read_accounts(it)?;
-            read_worker(it, EffectConfig::Accounts(effect), connectors)
+            let effect = read_accounts(it).map(EffectConfig::Accounts);
+            read_worker(it, effect, Accounts::KINDS, connectors)
         });
-        let workers = [notify, database, permissions, approvals, accounts];
+        let workers = [notify, database, permissions, asked, accounts];
         workers.into_iter().flatten().collect()
     })
 }
@@ -235,15 +239,21 @@ fn read_accounts(section: &mut Section<'_>) -> Option<AccountsConfig> {
     Some(accounts)
 }
 
-/// What every worker has, or `None` where the file does not want this one.
+/// What every worker has, or `None` where the file does not want this one. `kinds` is what it is
+/// given where the file does not say; none of them are all.
 fn read_worker(
     section: &mut Section<'_>,
-    effect: EffectConfig,
+    effect: Option<EffectConfig>,
+    kinds: &[Kind],
     connectors: &[&str],
 ) -> Option<WorkerConfig> {
     let defaults = WorkerSettings::default();
     let settings = WorkerSettings {
-        filter: read_filter(section, defaults.filter, connectors),
+        filter: read_filter(
+            section,
+            Filter { kinds: kinds.to_vec(), ..Filter::default() },
+            connectors,
+        ),
         start: section.parsed("start", START_EXPECTED, parse_start).unwrap_or(defaults.start),
         concurrency: usize::try_from(section.integer("concurrency", 1..1001, 16)).unwrap_or(16),
         ack_wait: section.duration("ack_wait", defaults.ack_wait),
@@ -255,8 +265,8 @@ fn read_worker(
             section.complain(key, "must be from 1s to 1h");
         }
     }
-    (section.is_present() && section.boolean("enabled", true))
-        .then_some(WorkerConfig { effect, settings })
+    let enabled = section.boolean("enabled", true) && section.is_present();
+    effect.filter(|_| enabled).map(|effect| WorkerConfig { effect, settings })
 }
 
 fn read_retry(section: &mut Section<'_>, defaults: RetryPolicy) -> RetryPolicy {
