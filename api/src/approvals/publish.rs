@@ -35,15 +35,11 @@ pub async fn publish_decisions(
         let mut expired = None;
         let mut fails = false;
         loop {
-            let round = async {
-                let Some(store) = desk.store.get() else { return anyhow::Ok(()) };
-                if expired.is_none_or(|at: Instant| at.elapsed() >= EXPIRY_PAUSE) {
-                    expire(&desk, store).await?;
-                    expired = Some(Instant::now());
-                }
-                publish(store, &*log).await
-            };
-            match round.await {
+            let is_due = expired.is_none_or(|at: Instant| at.elapsed() >= EXPIRY_PAUSE);
+            if is_due {
+                expired = Some(Instant::now());
+            }
+            match round(&desk, &*log, is_due).await {
                 Ok(()) => {
                     if fails {
                         info!("decisions about requests for approval are published again");
@@ -70,6 +66,14 @@ pub async fn publish_decisions(
     }
 }
 
+/// What was decided comes first: should there be a request that cannot be closed, nobody else waits
+/// for it.
+async fn round(desk: &ApprovalDesk, log: &dyn EventLog, expires: bool) -> anyhow::Result<()> {
+    let Some(store) = desk.store.get() else { return Ok(()) };
+    publish(store, log).await?;
+    if expires { expire(desk, store).await } else { Ok(()) }
+}
+
 async fn publish(store: &Store, log: &dyn EventLog) -> anyhow::Result<()> {
     loop {
         let events = store.unpublished(BATCH).await?;
@@ -94,4 +98,81 @@ async fn expire(desk: &ApprovalDesk, store: &Store) -> anyhow::Result<()> {
         info!(requests = expired, "requests for approval have expired");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use sqlx::{Connection as _, SqliteConnection};
+    use vestibule_events::{
+        Claims, Decision, Email, LocalLog, LocalLogConfig, Outcome, Protocol, PseudonymKey,
+        Retention, SignUp, Step, Verdict,
+    };
+    use vestibule_store::{Decided, StoreOptions, StoreUrl};
+
+    use super::*;
+
+    fn pending(key: &PseudonymKey, person: &str) -> SignUpEvent {
+        let sign_up = SignUp {
+            connector: "partners".parse().unwrap(),
+            protocol: Protocol::ApiConnector,
+            step: Step::BeforeCreate,
+            email: Some(Email::new(format!("{person}@example.com"))),
+            identities: vec![],
+            claims: Claims::new(),
+            client: None,
+            locale: None,
+            ip: None,
+            object_id: None,
+            correlation_id: None,
+        };
+        let outcome = Outcome::Pending { message: "wait".into(), claims: Claims::new() };
+        let (who, now) = (key.person(&sign_up), OffsetDateTime::now_utc());
+        let fingerprint = key.fingerprint(&sign_up, &who);
+        let decision = Decision::new(outcome);
+        SignUpEvent::decided(Uuid::now_v7(), now, who, fingerprint, sign_up, decision).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_that_cannot_be_closed_holds_up_no_decision() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("store.db");
+        let store = Store::open(&StoreUrl::Sqlite(file.clone()), StoreOptions::default()).await?;
+        store.migrate().await?;
+        let log = LocalLog::open(LocalLogConfig {
+            path: folder.path().join("events.db"),
+            duplicate_window: Duration::from_secs(600),
+            refusal_window: Duration::from_secs(30),
+            retention: Retention::For(Duration::from_secs(86_400)),
+        })
+        .await?;
+        let key = Arc::new(PseudonymKey::new(vec![7; 32]));
+        let desk = ApprovalDesk::new(Arc::new(OnceLock::from(store.clone())), Arc::clone(&key));
+        let now = OffsetDateTime::now_utc();
+        let hour = Duration::from_secs(3600);
+        for (person, expires_at) in [("ada", now - hour), ("bob", now + hour)] {
+            store.open_request("approvals", &pending(&key, person), expires_at, now).await?;
+        }
+        let mut behind = SqliteConnection::connect(&format!("sqlite://{}", file.display())).await?;
+        sqlx::query("UPDATE approval_requests SET event = x'00' WHERE person = $1")
+            .bind(pending(&key, "ada").person.as_str())
+            .execute(&mut behind)
+            .await?;
+        behind.close().await?;
+        let filter = vestibule_store::ApprovalFilter {
+            person: Some(pending(&key, "bob").person),
+            limit: 1,
+            ..Default::default()
+        };
+        let bobs = store.approval_requests(&filter).await?.remove(0);
+        let decided = desk.decide(&bobs, Verdict::Approve, "grace", None).await?;
+        assert_eq!(decided, Decided::Now);
+
+        let closed = round(&desk, &log, true).await;
+
+        assert!(closed.is_err(), "ada's is not readable");
+        assert_eq!((log.last_sequence(), store.unpublished(1).await?.len()), (1, 0));
+        Ok(())
+    }
 }
