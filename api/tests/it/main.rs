@@ -8,6 +8,8 @@ mod custom_extension;
 mod custom_policy;
 mod dialects;
 mod entra;
+mod fuzz;
+mod hanging;
 mod lists;
 mod logging;
 mod lookups_http;
