@@ -13,10 +13,12 @@ mod reference;
 mod rules;
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, Instant as Clock},
 };
 
+use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use vestibule_events::{
@@ -116,6 +118,29 @@ impl Decider {
     }
 }
 
+/// What rules change, as JSON. As much as a whole call may send; with that, the event of the longest
+/// call is still one that a stream takes.
+const CHANGED_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a claim is in JSON.
+fn json_bytes(name: &str, value: &Value) -> usize {
+    struct Counted(usize);
+    impl io::Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counted = Counted(0);
+    match serde_json::to_writer(&mut counted, &(name, value)) {
+        Ok(()) => counted.0,
+        Err(_) => usize::MAX / 2,
+    }
+}
+
 /// One decision while it is made.
 struct Course<'a> {
     decider: &'a Decider,
@@ -163,7 +188,7 @@ impl Course<'_> {
         let decider = self.decider;
         let mut began = Clock::now();
         for (place, rule) in decider.rules.at(self.question.sign_up.step) {
-            let verdict = self.judge(rule).await;
+            let verdict = self.judge(rule).await.and_then(|it| self.with_room(it));
             let failure = verdict.as_ref().err().copied();
             let happened = match verdict {
                 Ok(None) => None,
@@ -200,6 +225,14 @@ impl Course<'_> {
                 verdict => return verdict,
             }
         }
+    }
+
+    /// What a rule says, unless it sets more than an event has room for.
+    fn with_room<'r>(&self, verdict: Option<Verdict<'r>>) -> Result<Option<Verdict<'r>>, Failure> {
+        let Some(Verdict::Set(claims)) = &verdict else { return Ok(verdict) };
+        let kept = self.changed.iter().filter(|(name, _)| !claims.contains_key(*name));
+        let bytes: usize = kept.chain(claims).map(|(name, value)| json_bytes(name, value)).sum();
+        if bytes > CHANGED_BYTES_MAX { Err(Failure::TooMuch) } else { Ok(verdict) }
     }
 
     fn facts(&self) -> Facts<'_> {
@@ -304,7 +337,7 @@ impl Course<'_> {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use vestibule_events::{
         ConnectorName, Email, Identity, Protocol, PseudonymKey, Step, expression::Known,
     };
@@ -432,6 +465,29 @@ mod tests {
                 "age": 37, "half": 0.25,
             })
         );
+    }
+
+    #[test]
+    fn rules_set_no_more_than_an_event_has_room_for() {
+        let long = "\u{1}".repeat(CHANGED_BYTES_MAX / 6 / 2 - 20);
+        let rules = || {
+            vec![
+                set("one", "true", &[("one", "signup.claims.long")]),
+                set("again", "true", &[("one", "signup.claims.long + '!'")]),
+                set("two", "true", &[("two", "signup.claims.long")]),
+                RuleSettings {
+                    on_error: OnError::Block { message: "no".into() },
+                    ..set("three", "true", &[("three", "'x'"), ("four", "signup.claims.long")])
+                },
+            ]
+        };
+        let decider = Decider::new(Rules::compile(rules()).unwrap());
+        let end = decided_by(&decider, &sign_up(&json!({ "long": long })));
+        let failures: Vec<_> = end.happened.iter().map(|it| it.failure).collect();
+        assert_eq!(failures, [None, None, None, Some(Failure::TooMuch)]);
+        assert_eq!(end.decision.outcome, Outcome::Block { message: "no".into() });
+        let shorter = sign_up(&json!({ "long": "x".repeat(CHANGED_BYTES_MAX / 4) }));
+        assert_eq!(effects(&decided(rules(), &shorter))[3], ("three", Effect::Set));
     }
 
     #[test]
