@@ -63,7 +63,7 @@ pub(crate) struct DecideArgs {
     #[command(flatten)]
     which: Which,
     /// Why; kept with the decision and in its event
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: Option<String>,
     /// Who decides; kept with the decision and in its event
     #[arg(long, value_name = "NAME", env = "USER")]
@@ -77,6 +77,15 @@ struct StateFilter(Option<RequestState>);
 
 fn state(word: &str) -> Result<StateFilter, vestibule_store::UnknownState> {
     if word == "all" { Ok(StateFilter(None)) } else { word.parse().map(|it| StateFilter(Some(it))) }
+}
+
+/// It goes into an event, and an event has to fit into a stream.
+fn reason(text: &str) -> Result<String, String> {
+    let longest = ApprovalDesk::REASON_CHARS_MAX;
+    if text.chars().count() > longest {
+        return Err(format!("a reason has at most {longest} characters"));
+    }
+    Ok(text.to_owned())
 }
 
 pub(crate) async fn approvals(command: ApprovalsCommand, config: &Config) -> anyhow::Result<()> {
@@ -246,4 +255,16 @@ fn email(request: &ApprovalRequest) -> Option<&str> {
 fn at(time: OffsetDateTime) -> String {
     let seconds = time.replace_nanosecond(0).unwrap_or(time);
     seconds.format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_no_document() {
+        let longest = "ä".repeat(ApprovalDesk::REASON_CHARS_MAX);
+        assert_eq!(reason(&longest), Ok(longest.clone()));
+        assert!(reason(&(longest + "!")).is_err());
+    }
 }

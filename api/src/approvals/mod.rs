@@ -48,6 +48,9 @@ impl From<StoreError> for DeskError {
 }
 
 impl ApprovalDesk {
+    /// An approver's reason goes into an event, and is no place for documents.
+    pub const REASON_CHARS_MAX: usize = 1000;
+
     #[must_use]
     pub fn new(store: Arc<OnceLock<Store>>, key: Arc<PseudonymKey>) -> Self {
         Self { store, links: ApprovalLinks::new(&key), key }

@@ -26,7 +26,6 @@ use super::{ApprovalDesk, DeskError};
 /// What a form may hold; the reason is the longest of it.
 const FORM_BYTES_MAX: usize = 16 * 1024;
 const APPROVER_CHARS_MAX: usize = 100;
-const REASON_CHARS_MAX: usize = 1000;
 
 /// An approver waits longer than a platform does, but not for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -117,7 +116,7 @@ impl Form {
         Some(Self {
             verdict: field("verdict")?.parse().ok()?,
             approver: cut(field("approver")?, APPROVER_CHARS_MAX),
-            reason: field("reason").map(|it| cut(it, REASON_CHARS_MAX)),
+            reason: field("reason").map(|it| cut(it, ApprovalDesk::REASON_CHARS_MAX)),
         })
     }
 }
