@@ -110,6 +110,16 @@ fn read_connector(
         claim_headers: texts(section, "claim_headers"),
         block_title: section.string("block_title"),
     };
+    for header in &contract.claim_headers {
+        let is_of = |it: &CredentialConfig| {
+            it.header().is_some_and(|of| of.as_str().eq_ignore_ascii_case(header))
+        };
+        if credentials.iter().any(is_of) {
+            let message =
+                format!("`{header}` holds a credential, which would stand in every event");
+            section.complain("claim_headers", message);
+        }
+    }
     for (key, its) in [
         ("error_status", Protocol::CustomPolicy),
         ("claim_headers", Protocol::CustomPolicy),

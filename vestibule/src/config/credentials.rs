@@ -76,6 +76,18 @@ impl CredentialConfig {
         }
     }
 
+    /// The header in which it comes, where that is one of its own.
+    pub(crate) fn header(&self) -> Option<&HeaderName> {
+        match &self.kind {
+            KindConfig::ApiKey { header, .. } => Some(header),
+            KindConfig::Certificate(CertificateConfig {
+                source: CertificateSource::Forwarded(forwarded),
+                ..
+            }) => Some(&forwarded.header),
+            _ => None,
+        }
+    }
+
     /// Whether the listener has to ask callers for a certificate.
     pub(crate) fn is_certificate_of_connection(&self) -> bool {
         matches!(
@@ -357,6 +369,28 @@ mod tests {
             let complaints = parse(credential).expect_err(credential);
             assert!(complaints.contains(complaint), "{credential}: {complaints}");
             assert!(!complaints.contains("hunter2"), "{complaints}");
+        }
+    }
+
+    #[test]
+    fn a_credential_is_no_claim() {
+        let forwarded = "kind = \"certificate\"\nthumbprints = [\"0123456789abcdef0123456789ABCDEF01234567\"]\n\
+             forwarded = { header = \"X-ARR-ClientCert\", peers = [\"10.0.0.0/8\"] }";
+        let key = "kind = \"api-key\"\nheader = \"x-functions-key\"\nkey = \"env:K\"";
+        for (credential, header) in [(forwarded, "x-arr-clientcert"), (key, "X-Functions-Key")] {
+            let claims = |header: &str| {
+                let source = format!(
+                    "[connectors.c]\nprotocol = \"custom-policy\"\nclaim_headers = [\"{header}\"]\n\
+                     [[connectors.c.credentials]]\n{credential}\n"
+                );
+                Config::parse(std::path::Path::new("c.toml"), &source)
+                    .map(drop)
+                    .map_err(|error| error.to_string())
+            };
+            assert_eq!(claims("x-email"), Ok(()), "{credential}");
+            let complaints = claims(header).expect_err(credential);
+            assert!(complaints.contains("c.claim_headers: "), "{complaints}");
+            assert!(complaints.contains("holds a credential"), "{complaints}");
         }
     }
 }
