@@ -34,10 +34,8 @@ CREATE TABLE approval_attempts (
 CREATE INDEX approval_attempts_of_request ON approval_attempts (request_id);
 
 CREATE TABLE outbox (
-    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    event_id     uuid NOT NULL UNIQUE,
-    event        bytea NOT NULL,
-    written_at   timestamptz NOT NULL,
-    published_at timestamptz                 -- NULL until the log has it
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    event_id   uuid NOT NULL UNIQUE,
+    event      bytea NOT NULL,
+    written_at timestamptz NOT NULL
 );
-CREATE INDEX outbox_unpublished ON outbox (id) WHERE published_at IS NULL;

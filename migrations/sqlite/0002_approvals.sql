@@ -34,10 +34,8 @@ CREATE TABLE approval_attempts (
 CREATE INDEX approval_attempts_of_request ON approval_attempts (request_id);
 
 CREATE TABLE outbox (
-    id           INTEGER PRIMARY KEY AUTOINCREMENT,
-    event_id     BLOB NOT NULL UNIQUE,
-    event        BLOB NOT NULL,
-    written_at   TEXT NOT NULL,
-    published_at TEXT                        -- NULL until the log has it
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    event_id   BLOB NOT NULL UNIQUE,
+    event      BLOB NOT NULL,
+    written_at TEXT NOT NULL
 ) STRICT;
-CREATE INDEX outbox_unpublished ON outbox (id) WHERE published_at IS NULL;

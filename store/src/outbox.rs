@@ -1,8 +1,9 @@
 //! Events that were made here and have to go to the log.
 //!
 //! An event is written in the transaction of what it tells of, and published later: a crash in
-//! between delays it and loses nothing. It may be published twice, by a crash before it is marked
-//! or by two processes at once; that does no harm, because it keeps its id and its fingerprint.
+//! between delays it and loses nothing. It may be published twice, by a crash before it is taken out
+//! or by two processes at once; that does no harm, because it keeps its id and its fingerprint. Once
+//! the log has it nothing of it stays here: how long events are kept is the log's to say.
 
 use sqlx::QueryBuilder;
 use time::OffsetDateTime;
@@ -17,34 +18,25 @@ use crate::{
 };
 
 impl Store {
-    /// The oldest events that have not been marked as published, in the order they were written.
+    /// The oldest events that the log may not have yet, in the order they were written.
     pub async fn unpublished(&self, limit: u32) -> Result<Vec<SignUpEvent>, StoreError> {
         let mut session = self.read().await?;
         let rows: Vec<(Vec<u8>,)> = fetch_all!(
             &mut session,
-            sqlx::query_as(
-                "SELECT event FROM outbox WHERE published_at IS NULL ORDER BY id LIMIT $1"
-            )
-            .bind(i64::from(limit))
+            sqlx::query_as("SELECT event FROM outbox ORDER BY id LIMIT $1").bind(i64::from(limit))
         )?;
         rows.iter().map(|(event,)| read(event)).collect()
     }
 
-    /// Notes that the log has these events; what is marked already stays as it was.
-    pub async fn mark_published(
-        &self,
-        events: &[Uuid],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        let now = storable_time(now);
+    /// Takes out events that the log has; another process may have done so before.
+    pub async fn published(&self, events: &[Uuid]) -> Result<(), StoreError> {
         let mut session = self.write().await?;
         // Chunks, because both dialects bound the number of parameters of a statement.
         for some in events.chunks(1000) {
             execute!(
                 &mut session,
                 {
-                    let mut query = QueryBuilder::new("UPDATE outbox SET published_at = ");
-                    query.push_bind(now).push(" WHERE published_at IS NULL AND event_id IN (");
+                    let mut query = QueryBuilder::new("DELETE FROM outbox WHERE event_id IN (");
                     let mut ids = query.separated(", ");
                     for event in some {
                         ids.push_bind(*event);

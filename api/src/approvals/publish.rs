@@ -24,7 +24,7 @@ const EXPIRY_PAUSE: Duration = Duration::from_secs(5);
 /// So many events are read at once.
 const BATCH: u32 = 100;
 
-/// Runs until `stop`. Whatever fails is tried again: an event is marked as published only once the
+/// Runs until `stop`. Whatever fails is tried again: an event leaves the outbox only once the
 /// log holds it, and to publish it twice does no harm, as it keeps its id.
 pub async fn publish_decisions(
     desk: ApprovalDesk,
@@ -83,7 +83,7 @@ async fn publish(store: &Store, log: &dyn EventLog) -> anyhow::Result<()> {
         for event in events {
             let id = event.id;
             log.append(event).await?;
-            store.mark_published(&[id], OffsetDateTime::now_utc()).await?;
+            store.published(&[id]).await?;
         }
     }
 }

@@ -169,13 +169,16 @@ pub(crate) async fn a_decision_waits_in_the_outbox_until_it_is_published(
 
     assert_eq!(store.unpublished(100).await?, decisions);
     assert_eq!(store.unpublished(2).await?, decisions[..2]);
-    store.mark_published(&[decisions[1].id, unknown_event()], time_of(30)).await?;
+    store.published(&[decisions[1].id, unknown_event()]).await?;
     assert_eq!(store.unpublished(100).await?, [decisions[0].clone(), decisions[2].clone()]);
-    // Marked again by another process that published the same.
+    // Said again by another process that published the same.
     let ids: Vec<Uuid> = decisions.iter().map(|it| it.id).collect();
-    store.mark_published(&ids, time_of(31)).await?;
-    store.mark_published(&[], time_of(31)).await?;
+    store.published(&ids).await?;
+    store.published(&[]).await?;
 
+    assert_eq!(store.unpublished(100).await?, []);
+    // The same decision again is none, and is not published again.
+    assert_eq!(store.decide_request(&decisions[0], time_of(40)).await?, Decided::Now);
     assert_eq!(store.unpublished(100).await?, []);
     assert_eq!(
         standing(&store, &pending(1, "n1")).await?,
