@@ -108,7 +108,10 @@ fn user(event: &SignUpEvent, house: &House, mail: &str, attributes: Map<String, 
     user.insert("accountEnabled".into(), true.into());
     user.insert("mail".into(), mail.into());
     user.insert("userType".into(), "Guest".into());
-    user.insert("identities".into(), json!(event.sign_up.identities));
+    // No other ones: an account with an identity of our own directory would want a password.
+    let identities: Vec<_> =
+        event.sign_up.identities.iter().filter(|it| is_creatable(it)).collect();
+    user.insert("identities".into(), json!(identities));
     user.into()
 }
 
@@ -247,6 +250,18 @@ mod tests {
             Ok(Plan::Create { user, .. }) => user,
             _ => panic!("an account that is created"),
         }
+    }
+
+    #[test]
+    fn an_account_gets_no_identity_but_those_of_others() {
+        let mut event = event(Some("google.com"), json!({}));
+        event.sign_up.identities.push(Identity {
+            sign_in_type: "emailAddress".into(),
+            issuer: "contoso.onmicrosoft.com".into(),
+            issuer_assigned_id: "ceo@contoso.com".into(),
+        });
+        let user = user_of(&event);
+        assert_eq!(user["identities"], json!([identity("google.com")]));
     }
 
     #[test]
