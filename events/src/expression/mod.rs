@@ -829,10 +829,24 @@ mod tests {
             "signup.identities.map(i, i.issuer).exists(x, x == 'google.com')",
             "optional.of(1).hasValue()",
             "[1].all(x, [x].all(y, y == x))",
+            "[{'email': 'x'}].all(signup, signup.email == 'x')",
+            "[{'claims': {'city': 'x'}}].all(signup, signup.claims.city == 'x')",
             "dyn(1) == 1 && type(1) == int",
         ] {
             assert_eq!(holds(condition, &london()), Ok(true), "{condition}");
         }
+    }
+
+    #[test]
+    fn a_dot_selects_and_is_no_part_of_a_name() {
+        let sign_up = sign_up(&json!({ "a.b": 1, "a": { "b": 2, "b.c": 3 }, "c.d": 4 }));
+        for condition in [
+            "signup.claims.a.b == 2 && signup.claims['a.b'] == 1",
+            "signup.claims.a['b.c'] == 3 && !has(signup.claims.c)",
+        ] {
+            assert_eq!(holds(condition, &sign_up), Ok(true), "{condition}");
+        }
+        assert_eq!(holds("signup.claims.c.d == 4", &sign_up), Err(Failure::Missing));
     }
 
     #[test]
