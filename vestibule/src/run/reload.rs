@@ -1,10 +1,11 @@
 //! Has a change of rules, lists, lookups and messages take hold without a restart.
 //!
 //! The configuration, and every file it names for these, is looked at each second; a hangup signal
-//! has it looked at at once. A change is taken as a whole or not at all: with a mistake in it, it is
-//! refused with the same words as at a start, and what was in force stays. It is tried again now and
-//! then, for what it lacks may lie in a place that is not looked at: a file that only it names, a
-//! secret. Lists of a database are loaded anew at their own pace.
+//! has it looked at at once. A change counts once it has been the same at two looks, or at a signal.
+//! It is taken as a whole or not at all: with a mistake in it, it is refused with the same words as
+//! at a start, and what was in force stays. It is tried again now and then, for what it lacks may lie
+//! in a place that is not looked at: a file that only it names, a secret. Lists of a database are
+//! loaded anew at their own pace.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -87,6 +88,45 @@ impl ReloadMetrics {
 
 type Stamps = HashMap<PathBuf, Option<FileStamp>>;
 
+/// Waits until a change is whole: a file is written piece by piece, and of several one comes after
+/// the other. Half of a list is a list too, and lets in or turns away the wrong people.
+struct Settling<T> {
+    last: Option<T>,
+    looks: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Same,
+    /// Not the same twice yet.
+    Changing,
+    Changed,
+}
+
+impl<T> Default for Settling<T> {
+    fn default() -> Self {
+        Self { last: None, looks: 0 }
+    }
+}
+
+impl<T: Clone + PartialEq> Settling<T> {
+    /// What never comes to rest is taken as it is.
+    const LOOKS_MAX: u32 = 10;
+
+    fn look(&mut self, seen: &T, now: &T) -> Look {
+        if seen == now {
+            *self = Self::default();
+            return Look::Same;
+        }
+        self.looks += 1;
+        if self.last.replace(now.clone()).as_ref() == Some(now) || self.looks >= Self::LOOKS_MAX {
+            *self = Self::default();
+            return Look::Changed;
+        }
+        Look::Changing
+    }
+}
+
 /// A change that was not taken.
 struct Refused {
     error: String,
@@ -101,6 +141,7 @@ impl Reload {
         let mut loads = JoinSet::new();
         // As they were when they were read: they may have changed since.
         let mut seen = self.files();
+        let mut settling = Settling::default();
         let mut refused: Option<Refused> = None;
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -116,9 +157,10 @@ impl Reload {
             };
             self.load_due_lists(&mut due, &mut loads);
             let now = stamps(seen.keys().cloned().collect()).await;
-            let changed = asked || now != seen;
+            let look = settling.look(&seen, &now);
+            let changed = asked || look == Look::Changed;
             let again = refused.as_ref().is_some_and(|it| it.again <= Instant::now());
-            if !changed && !again {
+            if !changed && (look == Look::Changing || !again) {
                 continue;
             }
             match self.reload().await {
@@ -270,4 +312,36 @@ async fn stamps(files: Vec<PathBuf>) -> Stamps {
     // A file system may hang, and with it whoever asks.
     let look = move || files.into_iter().map(|it| (it.clone(), FileStamp::read(&it))).collect();
     tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_counts_once_it_has_been_the_same_twice() {
+        let mut settling = Settling::default();
+        let mut seen = 1;
+        let looks = [1, 2, 3, 3, 3, 4, 3, 5, 5].map(|now| {
+            let look = settling.look(&seen, &now);
+            if look == Look::Changed {
+                seen = now;
+            }
+            look
+        });
+        use Look::{Changed, Changing, Same};
+        assert_eq!(
+            looks,
+            [Same, Changing, Changing, Changed, Same, Changing, Same, Changing, Changed]
+        );
+    }
+
+    #[test]
+    fn what_never_comes_to_rest_is_taken_in_the_end() {
+        let mut settling = Settling::default();
+        let looks: Vec<_> = (1..=20).map(|now| settling.look(&0, &now)).collect();
+        let changed: Vec<_> =
+            (1..).zip(looks).filter(|(_, it)| *it == Look::Changed).map(|(at, _)| at).collect();
+        assert_eq!(changed, [10, 20]);
+    }
 }
