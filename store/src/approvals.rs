@@ -310,7 +310,8 @@ impl Store {
         )?;
         let mut expired = 0;
         for row in rows {
-            let request = ApprovalRequest::try_from(row)?;
+            // One that cannot be read must not keep the others from ending.
+            let Ok(request) = ApprovalRequest::try_from(row) else { continue };
             let event = make_event(&request);
             let Some(approval) = event.approval.as_ref().filter(|it| it.request == request.id)
             else {

@@ -49,6 +49,17 @@ pub struct Decider {
     pub approvals: Option<Arc<ApprovalSettings>>,
 }
 
+/// Rules that wait for nothing may take so much longer: their time is bounded one by one, but not
+/// that of all of them together.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// A rule that took longer is followed by whatever else waits for the processor.
+const TURN: Duration = Duration::from_millis(1);
+
+/// What somebody is told whose sign-up could not be decided in time.
+const TOO_LATE: &str =
+    "We could not take your registration just now. Please try again in a minute.";
+
 /// Who asks, and until when.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
@@ -187,7 +198,17 @@ impl Course<'_> {
     async fn rules(&mut self) -> Option<End> {
         let decider = self.decider;
         let mut began = Clock::now();
+        let left = self.question.deadline.saturating_duration_since(Instant::now());
+        let give_up = began + left + GRACE;
         for (place, rule) in decider.rules.at(self.question.sign_up.step) {
+            if began > give_up {
+                // Neither this rule nor those behind it can be asked any more, and what they would
+                // have said nobody knows; so nobody is let in by having kept us busy.
+                let (effect, failure) = (Effect::FailedBlock, Some(Failure::TooMuch));
+                self.note(place, rule, effect, failure, Duration::ZERO);
+                return Some(End::Block { message: TOO_LATE.to_owned() });
+            }
+            let asked = began;
             let verdict = self.judge(rule).await.and_then(|it| self.with_room(it));
             let failure = verdict.as_ref().err().copied();
             let happened = match verdict {
@@ -203,6 +224,11 @@ impl Course<'_> {
                 }
             }
             began = now;
+            if now.duration_since(asked) > TURN {
+                // Others want the processor as well.
+                tokio::task::yield_now().await;
+                began = Clock::now();
+            }
         }
         None
     }
@@ -336,7 +362,6 @@ impl Course<'_> {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt as _;
     use serde_json::json;
     use vestibule_events::{
         ConnectorName, Email, Identity, Protocol, PseudonymKey, Step, expression::Known,
@@ -398,12 +423,16 @@ mod tests {
         decided_by(&Decider::new(Rules::compile(rules).unwrap()), sign_up).decision
     }
 
-    /// Without lookups there is nothing to wait for.
     fn decided_by(decider: &Decider, sign_up: &SignUp) -> Decided {
-        let person = PseudonymKey::new(vec![7; 32]).person(sign_up);
         let deadline = Instant::now() + Duration::from_secs(60);
+        decided_until(decider, sign_up, deadline)
+    }
+
+    fn decided_until(decider: &Decider, sign_up: &SignUp, deadline: Instant) -> Decided {
+        let person = PseudonymKey::new(vec![7; 32]).person(sign_up);
         let question = Question { sign_up, person: &person, deadline, now: None };
-        decider.decided(question).now_or_never().expect("it waits for nothing")
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        runtime.unwrap().block_on(decider.decided(question))
     }
 
     fn changed(decision: &Decision) -> Value {
@@ -616,6 +645,31 @@ mod tests {
     }
 
     #[test]
+    fn where_rules_take_too_long_together_nobody_gets_in() {
+        let rules = vec![set("first", "true", &[("a", "1")]), block_when("false")];
+        let decider = Decider::new(Rules::compile(rules).unwrap());
+        let long_ago = Instant::now() - Duration::from_secs(1);
+        let Decided { decision, happened, .. } = decided_until(&decider, &london(), long_ago);
+        // What is over is over: the grace counts from now.
+        assert_eq!(decision.outcome.as_str(), "continue");
+        assert_eq!(happened.len(), 1);
+
+        // Each takes a while, and all of them more than there is.
+        let list = format!("{:?}", [1; 100]);
+        let slow = format!("{list}.all(i, {list}.all(j, i * j < 1000))");
+        let many = |n: usize| {
+            let names = (0..n).map(|i| format!("r{i}"));
+            names.map(|name| RuleSettings { name, ..set("", &slow, &[("a", "1")]) }).collect()
+        };
+        let decider = Decider::new(Rules::compile(many(40)).unwrap());
+        let decided = decided_until(&decider, &london(), Instant::now());
+        assert_eq!(decided.decision.outcome, Outcome::Block { message: TOO_LATE.to_owned() });
+        let last = decided.happened.last().unwrap();
+        assert_eq!(last.failure, Some(Failure::TooMuch));
+        assert!(last.place < 39, "it was given up in between");
+    }
+
+    #[test]
     fn a_rule_that_accepts_is_the_last_to_run() {
         let accept = RuleSettings { outcome: RuleOutcome::Accept, ..block_when("1 == 1") };
         let rules = vec![set("city", "true", &[("city", "'Paris'")]), accept, block_when("true")];
@@ -655,8 +709,8 @@ mod tests {
         Decider { approvals: Some(Arc::new(approvals)), ..Decider::new(rules) }
     }
 
-    #[tokio::test]
-    async fn who_needs_an_approval_is_told_how_they_stand() {
+    #[test]
+    fn who_needs_an_approval_is_told_how_they_stand() {
         let ago = |duration| OffsetDateTime::now_utc() - duration;
         let hour = Duration::from_secs(3600);
         let denied = Some(Standing::Denied { at: ago(hour) });

@@ -58,6 +58,8 @@ struct OutcomeLabels {
 pub(super) struct ReloadMetrics {
     reloads: Family<OutcomeLabels, Counter>,
     last: Gauge,
+    /// A refusal is counted once, and may stand for weeks: until a start that then fails.
+    refused: Gauge,
 }
 
 impl ReloadMetrics {
@@ -77,6 +79,12 @@ impl ReloadMetrics {
             "When the configuration in force was read, as Unix time",
             Unit::Seconds,
             it.last.clone(),
+        );
+        registry.register(
+            "vestibule_configuration_refused",
+            "1 while the configuration as it is now is refused and an older one is in force: a \
+             start would fail",
+            it.refused.clone(),
         );
         it
     }
@@ -163,7 +171,13 @@ impl Reload {
             if !changed && (look == Look::Changing || !again) {
                 continue;
             }
-            match self.reload().await {
+            let reloaded = tokio::select! {
+                biased;
+                // A database that hangs is no reason not to stop.
+                () = stop.cancelled() => return Ok(()),
+                reloaded = self.reload() => reloaded,
+            };
+            match reloaded {
                 Ok(changed_beyond) => {
                     self.metrics.count("taken");
                     self.metrics.last.set(OffsetDateTime::now_utc().unix_timestamp());
@@ -179,6 +193,7 @@ impl Reload {
                     due.clear();
                     self.plan_lists(&mut due);
                     seen = self.files();
+                    self.metrics.refused.set(0);
                     refused = None;
                 }
                 Err(error) => {
@@ -191,6 +206,7 @@ impl Reload {
                         );
                     }
                     seen = now;
+                    self.metrics.refused.set(1);
                     refused = Some(Refused { error, again: Instant::now() + REFUSED_PAUSE });
                 }
             }
