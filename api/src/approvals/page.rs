@@ -15,11 +15,11 @@ use axum::{
 };
 use minijinja::{Environment, value::Serde};
 use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset};
 use tokio::time::timeout;
 use tracing::{info, warn};
-use vestibule_events::{LinkError, Verdict};
-use vestibule_store::{ApprovalRequest, Decided, RequestState};
+use vestibule_events::{Effect, LinkError, Verdict};
+use vestibule_store::{ApprovalRequest, Decided, RequestState, StoreError};
 
 use super::{ApprovalDesk, DeskError};
 
@@ -69,8 +69,12 @@ async fn decide(
         let what = "Please go back, enter your name and choose one of the two buttons.";
         return page(StatusCode::BAD_REQUEST, "Something is missing", what);
     };
+    let request = match timeout(PATIENCE, desk.request(&token)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(error)) => return failed(&error),
+        Err(_elapsed) => return failed(&DeskError::Away(None)),
+    };
     let decided = async {
-        let request = desk.request(&token).await?;
         let Form { verdict, approver, reason } = form;
         let decided = desk.decide(&request, verdict, &approver, reason).await?;
         // Read again: it says who decided and when.
@@ -78,8 +82,9 @@ async fn decide(
     };
     let (decided, request) = match timeout(PATIENCE, decided).await {
         Ok(Ok(decided)) => decided,
+        Ok(Err(DeskError::Away(cause))) => return uncertain(cause.as_ref()),
         Ok(Err(error)) => return failed(&error),
-        Err(_elapsed) => return failed(&DeskError::Away(None)),
+        Err(_elapsed) => return uncertain(None),
     };
     match decided {
         Decided::Now => {
@@ -88,7 +93,9 @@ async fn decide(
             page_of(StatusCode::OK, "Decided", Some(text), &request)
         }
         Decided::Already(_) => {
-            let text = "Somebody was faster: this request had been decided already.";
+            // By somebody else, or by the first half of a double click.
+            let text =
+                "This request had been decided before, as you see here. Nothing has changed.";
             page_of(StatusCode::CONFLICT, "Already decided", Some(text), &request)
         }
         Decided::Expired => {
@@ -137,12 +144,23 @@ fn failed(error: &DeskError) -> Response {
             page(StatusCode::NOT_FOUND, "There is no such request yet", text)
         }
         DeskError::Away(cause) => {
-            let error = cause.as_ref().map_or("it does not answer".to_owned(), ToString::to_string);
-            warn!(error, "an approver could not be served, for want of the store");
             let text = "Nothing was decided. Please try again in a minute.";
-            page(StatusCode::SERVICE_UNAVAILABLE, "Not possible right now", text)
+            away(cause.as_ref(), "Not possible right now", text)
         }
     }
+}
+
+/// The store was asked to keep the decision and did not say that it has; it may have.
+fn uncertain(cause: Option<&StoreError>) -> Response {
+    let text = "It took too long, so we do not know whether your decision is kept. Open the link \
+                again in a minute: it says so, or asks once more.";
+    away(cause, "Not certain", text)
+}
+
+fn away(cause: Option<&StoreError>, title: &str, text: &str) -> Response {
+    let error = cause.map_or("it does not answer".to_owned(), ToString::to_string);
+    warn!(error, "an approver could not be served, for want of the store");
+    page(StatusCode::SERVICE_UNAVAILABLE, title, text)
 }
 
 /// What the page shows.
@@ -163,7 +181,6 @@ struct Shown {
 impl Shown {
     fn of(request: &ApprovalRequest) -> Self {
         let sign_up = &request.event.sign_up;
-        let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
         let mut rows = vec![("Connector".to_owned(), request.connector.to_string())];
         let mut row = |name: &str, value: Option<String>| {
             rows.extend(value.map(|value| (name.to_owned(), value)));
@@ -178,20 +195,30 @@ impl Shown {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             row(name, Some(text));
         }
-        row("Requested", Some(time(request.requested_at)));
+        row("Requested", Some(minute(request.requested_at)));
         row("Attempts", Some(request.attempts.to_string()));
+        let reasons = request.event.decision.reasons.iter();
+        for reason in reasons.filter(|it| it.effect == Effect::RequireApproval) {
+            row("Asked for by", Some(reason.rule.clone()));
+        }
         let open = request.state == RequestState::Pending
             && request.expires_at > OffsetDateTime::now_utc();
         if open {
-            row("Expires", Some(time(request.expires_at)));
+            row("Expires", Some(minute(request.expires_at)));
         } else {
             row("State", Some(request.state.to_string()));
             row("Decided by", request.decided_by.clone());
-            row("Decided at", request.decided_at.map(time));
+            row("Decided at", request.decided_at.map(minute));
             row("Reason", request.reason.clone());
         }
         Self { open, rows }
     }
+}
+
+/// As people write times; nobody decides by the second.
+fn minute(at: OffsetDateTime) -> String {
+    let at = at.to_offset(UtcOffset::UTC);
+    format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute())
 }
 
 fn page_of(
@@ -233,6 +260,20 @@ fn respond(status: StatusCode, page: &Page<'_>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn enter_in_a_line_of_text_presses_no_button_that_decides() {
+        let page = include_str!("page.html");
+        let form = page.split("<form").nth(1).unwrap();
+        let first = form.split("<button").nth(1).unwrap();
+        assert!(first.starts_with(" hidden disabled>"), "{first}");
+    }
+
+    #[test]
+    fn times_are_told_to_the_minute_in_utc() {
+        let at = time::macros::datetime!(2026-11-22 23:05:59.5 -1);
+        assert_eq!(minute(at), "2026-11-23 00:05 UTC");
+    }
 
     #[test]
     fn a_form_needs_a_name_and_a_verdict() {
