@@ -353,6 +353,50 @@ reject = "Which address?"
     Ok(())
 }
 
+/// What a start would refuse is no warning: whoever deploys goes by the exit code.
+#[tokio::test]
+async fn check_refuses_what_a_start_would() -> anyhow::Result<()> {
+    let rules = r#"
+[messages]
+folder = "texts"
+
+[lists.gone]
+file = "gone.txt"
+
+[lookups.people]
+url = "https://crm.example/{mial}"
+arguments = { mail = "signup.email" }
+
+[[connectors.partners.rules]]
+name = "says-sorry"
+steps = ["before-crate"]
+when = "signup.email in lists.gone"
+block = "message:sorry"
+"#;
+    let site = Site::new(rules)?;
+    write(&site, "texts/en.toml", "sorry = \"Sorry.\"\n")?;
+    let said = site.run(&["check"]).await?.stderr;
+    assert!(said.contains("1 mistake\n"), "{said}");
+    assert!(said.contains("did you mean `before-create`?"), "{said}");
+
+    let site = Site::new(&rules.replace("before-crate", "before-create"))?;
+    write(&site, "texts/en.toml", "sorry = \"Sorry.\"\n")?;
+    let check = site.run(&["check", "--output", "json"]).await?;
+    assert_eq!(check.code, 1, "{}", check.stdout);
+    let mistakes = json_of(&check)?["mistakes"].clone();
+    assert_eq!(mistakes[0]["key"], "lists.gone", "{mistakes}");
+    assert_eq!(mistakes[1]["key"], "lookups.people", "{mistakes}");
+    assert!(mistakes[1]["message"].to_string().contains("`mial`"), "{mistakes}");
+    assert_eq!(mistakes[0]["message"].to_string().matches("No such file").count(), 1);
+
+    // One mistake in a file of messages is one mistake, whoever names a message of it.
+    write(&site, "texts/en.toml", "sorry = \"Sorry.\"\nno = \"No.\n")?;
+    let said = site.run(&["check"]).await?.stderr;
+    assert!(said.contains("1 mistake\n"), "{said}");
+    assert!(said.contains("texts/en.toml:2:"), "{said}");
+    Ok(())
+}
+
 const MANUAL: &str = include_str!("../docs/rules.md");
 
 /// Files of an example in the manual, by the path that the first line of each block names.

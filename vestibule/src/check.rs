@@ -12,11 +12,12 @@ use std::path::Path;
 use clap::Args;
 use comfy_table::{Table, presets::NOTHING};
 use serde_json::json;
+use vestibule_api::{Tls, TlsSettings};
 
-use self::places::Places;
+use self::{places::Places, reference::Findings};
 use crate::{
     cli::Output,
-    config::{Complaints, Config, SecretSource, StoreTarget, WorkerConfig},
+    config::{Complaints, Config, SecretSource, StoreTarget, TlsConfig, WorkerConfig},
     wiring,
 };
 
@@ -49,7 +50,14 @@ pub(crate) async fn check(
     let places = Places::read(file);
     let mut warnings = warnings(&config);
     warnings.extend(rules::warnings(&config, &places));
-    warnings.extend(reference::warnings(&config, &places, online).await);
+    let Findings { mistakes, warnings: more } = reference::look(&config, &places, online).await;
+    warnings.extend(more);
+    if !mistakes.is_empty() {
+        if output == Output::Json {
+            println!("{}", json!({ "ok": false, "mistakes": mistakes, "warnings": warnings }));
+        }
+        return Err(places.mistakes(mistakes).into());
+    }
     say(&config, &warnings, file, output);
     Ok(())
 }
@@ -128,6 +136,13 @@ fn warnings(config: &Config) -> Vec<String> {
     for worker in &config.workers {
         if let Err(error) = wiring::check_secrets(worker) {
             warnings.push(format!("workers.{}: {error:#}", worker.name()));
+        }
+    }
+    if let Some(TlsConfig { certificate, key }) = &config.listen.tls {
+        let (certificate, key) = (certificate.clone(), key.clone());
+        let settings = TlsSettings { certificate, key, ask_for_client_certificate: false };
+        if let Err(error) = Tls::load(settings) {
+            warnings.push(format!("listen.tls: {:#}", anyhow::Error::from(error)));
         }
     }
     if config.workers.is_empty() {

@@ -20,6 +20,8 @@ const WANTED_MAX: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub struct Messages {
     by_key: HashMap<String, Text>,
+    /// Whether every key passes for one, because the files could not be read.
+    unreadable: bool,
     /// What other languages lack of the default one's keys.
     gaps: Vec<MessageGap>,
 }
@@ -50,6 +52,13 @@ pub enum MessageError {
 }
 
 impl Messages {
+    /// Stands for messages with a mistake, which has been told: so that it is not followed by one
+    /// for each rule that names a message.
+    #[must_use]
+    pub fn unreadable() -> Self {
+        Self { unreadable: true, ..Self::default() }
+    }
+
     /// `languages`: BCP 47 tag, then key, then text. Every key has to be there in the default
     /// language, so that there is always something to show.
     pub fn new(
@@ -85,13 +94,14 @@ impl Messages {
             let default = (normal(default), text.clone());
             by_key.insert(key.clone(), Text(Arc::new(Translations { default, translations })));
         }
-        Ok(Self { by_key, gaps })
+        Ok(Self { by_key, unreadable: false, gaps })
     }
 
     /// What a configured text stands for.
     pub fn text(&self, written: &str) -> Result<Text, MessageError> {
         match written.strip_prefix(PREFIX) {
             None => Ok(Text::plain(written)),
+            Some(_) if self.unreadable => Ok(Text::plain(written)),
             Some(key) => self
                 .by_key
                 .get(key.trim())

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
+use crate::config::{Complaint, Complaints};
+
 /// The configuration file, read once more for its lines.
 pub(super) struct Places {
     file: String,
@@ -26,6 +28,17 @@ impl Places {
     /// A warning about a table, such as `lists.partners`.
     pub(super) fn about_table(&self, path: [&str; 2], warning: &str) -> String {
         self.about(self.line(&path, None), &path.join("."), warning)
+    }
+
+    /// What a start would refuse about a table.
+    pub(super) fn mistake(&self, path: [&str; 2], message: String) -> Complaint {
+        let line = self.line(&path, None).unwrap_or(1);
+        Complaint { line, column: 1, key: path.join("."), message }
+    }
+
+    /// All of them, as the reader tells its own.
+    pub(super) fn mistakes(&self, complaints: Vec<Complaint>) -> Complaints {
+        Complaints { file: self.file.clone(), complaints }
     }
 
     fn about(&self, line: Option<usize>, key: &str, warning: &str) -> String {

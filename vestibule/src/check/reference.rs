@@ -9,28 +9,53 @@ use vestibule_api::{
 };
 
 use super::places::Places;
-use crate::config::{Config, ListConfig, LookupConfig};
+use crate::config::{Complaint, Config, ListConfig};
 
 /// A server that takes longer to be there is not.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
+/// What is wrong with lists and lookups: a start would refuse the mistakes. What only this machine may
+/// lack, a secret or a server, is a warning.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    pub(super) mistakes: Vec<Complaint>,
+    pub(super) warnings: Vec<String>,
+}
+
 /// `online`: whether databases and servers may be asked.
-pub(super) async fn warnings(config: &Config, places: &Places, online: bool) -> Vec<String> {
-    let mut warnings = Vec::new();
+pub(super) async fn look(config: &Config, places: &Places, online: bool) -> Findings {
+    let mut findings = Findings::default();
     for list in &config.reference.lists {
-        let warning = match entries(list, online).await {
-            Ok(Some(0)) => "it is empty, so that it holds nobody".to_owned(),
-            Ok(_) => continue,
-            Err(error) => format!("{error:#}"),
-        };
-        warnings.push(about(places, ["lists", &list.name], &warning));
-    }
-    for lookup in &config.reference.lookups {
-        if let Err(error) = ask(lookup, online).await {
-            warnings.push(about(places, ["lookups", &lookup.name], &format!("{error:#}")));
+        let path = ["lists", &list.name];
+        match entries(list, online).await {
+            Ok(Some(0)) => {
+                let warning = "it is empty, so that it holds nobody";
+                findings.warnings.push(places.about_table(path, warning));
+            }
+            Ok(_) => {}
+            Err(error) if list.is_in_database() => {
+                findings.warnings.push(about(places, path, &format!("{error:#}")));
+            }
+            Err(error) => findings.mistakes.push(places.mistake(path, format!("{error:#}"))),
         }
     }
-    warnings
+    for lookup in &config.reference.lookups {
+        let path = ["lookups", &lookup.name];
+        let settings = match lookup.settings() {
+            Ok(settings) => settings,
+            Err(error) => {
+                findings.warnings.push(about(places, path, &format!("{error:#}")));
+                continue;
+            }
+        };
+        let source = settings.source.clone();
+        if let Err(error) = Lookup::new(settings, &LookupMetrics::unregistered()) {
+            findings.mistakes.push(places.mistake(path, error.to_string()));
+        } else if online && let Err(error) = reach(&lookup.name, source).await {
+            findings.warnings.push(about(places, path, &format!("{error:#}")));
+        }
+    }
+    findings
 }
 
 /// The key says already which list or lookup it is.
@@ -49,16 +74,10 @@ async fn entries(list: &ListConfig, online: bool) -> anyhow::Result<Option<usize
     Ok(Some(List::load(&settings).await?.len()))
 }
 
-/// Whether a lookup has what it needs and, where its server may be asked, that is there.
-async fn ask(lookup: &LookupConfig, online: bool) -> anyhow::Result<()> {
-    let settings = lookup.settings()?;
-    let source = settings.source.clone();
-    Lookup::new(settings, &LookupMetrics::unregistered())?;
-    if !online {
-        return Ok(());
-    }
+/// Whether the server of a lookup is there.
+async fn reach(name: &str, source: LookupSource) -> anyhow::Result<()> {
     match source {
-        LookupSource::Sql { database, .. } => reach_database(&lookup.name, database).await,
+        LookupSource::Sql { database, .. } => reach_database(name, database).await,
         LookupSource::Http(http) => reach_server(&http.url).await,
     }
 }

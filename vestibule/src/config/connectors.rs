@@ -200,11 +200,7 @@ fn complain(section: &Section<'_>, error: &RuleError) {
 
 fn read_rule(section: &mut Section<'_>, index: usize) -> RuleSettings {
     let name = section.string("name").unwrap_or_else(|| format!("rule-{}", index + 1));
-    let mut steps = section.list(
-        "steps",
-        "\"after-federation\", \"before-create\", \"before-token\"",
-        |text| Step::ALL.into_iter().find(|step| step.as_str() == text),
-    );
+    let mut steps = section.words("steps", &Step::ALL.map(|step| (step.as_str(), step)));
     let when = section.string("when").unwrap_or_else(|| "true".into());
     let mode = section.choice("mode", &Mode::ALL.map(|mode| (mode.as_str(), mode)), Mode::Enforce);
     let set = section.strings("set");
@@ -230,7 +226,8 @@ fn read_rule(section: &mut Section<'_>, index: usize) -> RuleSettings {
         (Some(message), ..) => RuleOutcome::Reject { message, field },
         (_, Some(message), _) => RuleOutcome::Block { message },
         (.., Some(message)) => RuleOutcome::RequireApproval { message },
-        _ if section.has("accept") => RuleOutcome::Accept,
+        // Without a `set` the mistake has been told: an outcome that is no text, or none at all.
+        _ if section.has("accept") || !section.has("set") => RuleOutcome::Accept,
         _ => RuleOutcome::Set { claims: set.into_iter().collect() },
     };
     if section.has("require_approval") {

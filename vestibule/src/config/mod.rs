@@ -27,7 +27,7 @@ pub(crate) use self::{
     approvals::ApprovalsConfig,
     connectors::ConnectorConfig,
     credentials::CredentialConfig,
-    reader::{Complaints, Document, Section, did_you_mean},
+    reader::{Complaint, Complaints, Document, Section, did_you_mean},
     reference::{ListConfig, LookupConfig, ReferenceConfig},
     secret::SecretSource,
     workers::{ChannelConfig, EffectConfig, WorkerConfig},

@@ -228,6 +228,21 @@ impl<'a> Section<'a> {
         .unwrap_or_default()
     }
 
+    /// A list of words out of `choices`.
+    pub(crate) fn words<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Vec<T> {
+        let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+        self.value(key, &format!("a list of {}", quoted(&words)), |value| {
+            let items = value.as_array().ok_or_else(|| found(value))?;
+            let parse = |value: &DeValue<'_>| {
+                let text = text(value)?;
+                let found = choices.iter().find(|(word, _)| *word == text).map(|(_, it)| *it);
+                found.ok_or_else(|| format!("`{text}`{}", perhaps(text, &words)))
+            };
+            items.iter().map(|item| parse(item.get_ref())).collect()
+        })
+        .unwrap_or_default()
+    }
+
     pub(crate) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
         self.parsed(key, "a duration such as \"250ms\", \"10m\" or \"30d\"", |text| {
             humantime::parse_duration(text).ok()

@@ -351,7 +351,7 @@ fn read_messages(section: &mut Section<'_>, folder: &Path) -> (Messages, Vec<Sta
         Ok(languages) => languages,
         Err(mistakes) => {
             mistakes.into_iter().for_each(|it| section.complain("folder", it));
-            return Default::default();
+            return (Messages::unreadable(), files);
         }
     };
     files.extend(languages.values().map(|(stamped, _)| stamped.clone()));
@@ -362,7 +362,7 @@ fn read_messages(section: &mut Section<'_>, folder: &Path) -> (Messages, Vec<Sta
             for error in errors {
                 section.complain("", format!("{}: {error}", within.display()));
             }
-            Default::default()
+            (Messages::unreadable(), files)
         }
     }
 }
@@ -387,7 +387,8 @@ fn read_languages(folder: &Path) -> Result<BTreeMap<String, Language>, Vec<Strin
         let stamp = FileStamp::read(&path);
         let text = std::fs::read_to_string(&path).map_err(|error| at(&path, &error));
         let texts = text.and_then(|text| {
-            toml::from_str::<BTreeMap<String, String>>(&text).map_err(|error| at(&path, &error))
+            toml::from_str::<BTreeMap<String, String>>(&text)
+                .map_err(|error| in_place(&path, &text, &error))
         });
         match texts {
             Ok(texts) => drop(languages.insert(tag, ((path, stamp), texts))),
@@ -395,6 +396,15 @@ fn read_languages(folder: &Path) -> Result<BTreeMap<String, Language>, Vec<Strin
         }
     }
     if mistakes.is_empty() { Ok(languages) } else { Err(mistakes) }
+}
+
+/// In one line, as mistakes of the configuration itself are told.
+fn in_place(path: &Path, text: &str, error: &toml::de::Error) -> String {
+    let start = error.span().map_or(0, |it| it.start);
+    let before = text.get(..start).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("{}:{line}:{column}: {}", path.display(), error.message())
 }
 
 #[cfg(test)]

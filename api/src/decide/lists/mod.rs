@@ -88,7 +88,7 @@ pub struct FileStamp {
 #[error("could not load the list `{list}`: {fault}")]
 pub struct ListError {
     pub list: String,
-    #[source]
+    /// Told with the error, so it is not its source as well.
     pub fault: ListFault,
 }
 
