@@ -254,6 +254,7 @@ set = {{ city = "'Vienna'" }}
     assert!(said.contains(&place), "{place} is not in {said}");
     assert_eq!(reloads(&up, "refused").await?, 1.0);
     assert_eq!(reloads(&up, "taken").await?, 0.0);
+    assert_eq!(up.metric("vestibule_configuration_refused").await?, 1.0);
     assert_eq!(answer_at(&up, "example.org").await?["city"], "Vienna");
 
     // Mended by a file that only the refused configuration names.
@@ -265,6 +266,7 @@ set = {{ city = "'Vienna'" }}
     site.write("towns.txt", "graz.example\n")?;
     takes_hold(&up, "graz.example", "city", "Graz").await?;
     assert_eq!(reloads(&up, "refused").await?, 2.0, "said once, however often it was tried");
+    assert_eq!(up.metric("vestibule_configuration_refused").await?, 0.0);
 
     // A signal has it looked at, whether or not anything has changed.
     let taken = reloads(&up, "taken").await?;
