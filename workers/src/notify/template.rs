@@ -108,8 +108,8 @@ fn try_out(
     let mentioned = template.undeclared_variables(true);
     if pages.is_none_or(|it| it.links.is_none()) && mentioned.iter().any(|path| path == LINK) {
         return Err(format!(
-            "`{LINK}` needs the address under which approvers decide, and never goes to the person \
-             who waits"
+            "`{LINK}` needs `approvals.link_base`, the address under which approvers decide, and \
+             never goes to the person who waits"
         ));
     }
     let mut unknown: Vec<_> = mentioned
