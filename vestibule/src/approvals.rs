@@ -14,7 +14,11 @@ use vestibule_api::ApprovalDesk;
 use vestibule_events::{ConnectorName, Person, Verdict};
 use vestibule_store::{ApprovalFilter, ApprovalRequest, Decided, RequestState, Store};
 
-use crate::{cli::Output, config::Config, wiring};
+use crate::{
+    cli::Output,
+    config::{Config, StoreTarget},
+    wiring,
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ApprovalsCommand {
@@ -27,7 +31,7 @@ pub(crate) enum ApprovalsCommand {
         #[arg(long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
-    /// Approve a request: the person's account will be made
+    /// Approve a request: the person may go on, and the worker `accounts` makes the account
     Approve(DecideArgs),
     /// Deny a request
     Deny(DecideArgs),
@@ -66,7 +70,7 @@ pub(crate) struct DecideArgs {
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: Option<String>,
     /// Who decides; kept with the decision and in its event
-    #[arg(long, value_name = "NAME", env = "USER")]
+    #[arg(long, value_name = "NAME", env = "USER", value_parser = approver)]
     by: String,
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -79,6 +83,15 @@ fn state(word: &str) -> Result<StateFilter, vestibule_store::UnknownState> {
     if word == "all" { Ok(StateFilter(None)) } else { word.parse().map(|it| StateFilter(Some(it))) }
 }
 
+/// A decision that is nobody's is none.
+fn approver(name: &str) -> Result<String, String> {
+    let name = name.trim();
+    if name.is_empty() {
+        return Err("name who decides".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
 /// It goes into an event, and an event has to fit into a stream.
 fn reason(text: &str) -> Result<String, String> {
     let longest = ApprovalDesk::REASON_CHARS_MAX;
@@ -89,6 +102,13 @@ fn reason(text: &str) -> Result<String, String> {
 }
 
 pub(crate) async fn approvals(command: ApprovalsCommand, config: &Config) -> anyhow::Result<()> {
+    // Opening it would make an empty one, and the folder of some other place may be meant.
+    let data = config.data.display();
+    if matches!(config.store.target, StoreTarget::Sqlite) && !wiring::store_file(config).exists() {
+        bail!(
+            "there is no store in {data}; `vestibule up` makes it, and --data names another folder"
+        );
+    }
     let store = wiring::store(config).await?;
     match command {
         ApprovalsCommand::List(args) => list(&store, args).await,
@@ -260,6 +280,12 @@ fn at(time: OffsetDateTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_decision_is_somebodys() {
+        assert!(approver("").is_err() && approver(" ").is_err());
+        assert_eq!(approver(" Grace ").as_deref(), Ok("Grace"));
+    }
 
     #[test]
     fn a_reason_is_no_document() {

@@ -1,6 +1,12 @@
 //! Turns the configuration into the parts that run: log, stream, store, connectors, workers.
 
-use std::{fs, io::Write, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
@@ -85,9 +91,14 @@ pub(crate) async fn stream(
     Ok(JetStream::connect(stream).await?)
 }
 
+/// Where the embedded store is.
+pub(crate) fn store_file(config: &Config) -> PathBuf {
+    config.data.join("store.db")
+}
+
 pub(crate) fn store_url(config: &Config) -> anyhow::Result<StoreUrl> {
     Ok(match &config.store.target {
-        StoreTarget::Sqlite => StoreUrl::Sqlite(config.data.join("store.db")),
+        StoreTarget::Sqlite => StoreUrl::Sqlite(store_file(config)),
         StoreTarget::Postgres(url) => StoreUrl::Postgres(SecretString::from(url.clone())),
         StoreTarget::Secret(source) => {
             StoreUrl::Postgres(source.fetch().context("could not learn where the store is")?)
