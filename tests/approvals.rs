@@ -257,6 +257,9 @@ async fn a_request_that_nobody_decides_expires_and_may_be_made_again() -> anyhow
     let late = site.run(&["approvals", "approve", id]).await?;
     assert_eq!(late.code, 1);
     assert!(late.stderr.contains("has expired"), "{late:?}");
+    let explained = site.run(&["replay", "--explain", "--kind", "abandoned"]).await?.stdout;
+    assert!(explained.contains(" by nobody: "), "{explained}");
+    assert!(!explained.contains("told: "), "nobody was told: {explained}");
 
     let mut again = supplier("ida");
     again["city"] = json!("Graz");

@@ -249,7 +249,9 @@ fn explain(event: &SignUpEvent, text: &mut Vec<u8>) -> io::Result<()> {
         let reason = approval.reason.as_deref().unwrap_or("no reason given");
         writeln!(text, "    request {} by {}: {reason}", approval.request, approval.approver)?;
     }
-    if let Some(message) = event.decision.outcome.message() {
+    // What becomes of a request is told to nobody at once.
+    let told = event.decision.outcome.message().filter(|_| event.approval.is_none());
+    if let Some(message) = told {
         writeln!(text, "    told: {message}")?;
     }
     Ok(())
