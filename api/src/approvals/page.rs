@@ -131,7 +131,8 @@ impl Form {
 fn failed(error: &DeskError) -> Response {
     match error {
         DeskError::Link(LinkError::Expired) => {
-            let text = "Ask for a new notification, or decide with `vestibule approvals`.";
+            let text =
+                "The request was open as long as the link. Whoever waits may sign up once more.";
             page(StatusCode::GONE, "This link has expired", text)
         }
         DeskError::Link(LinkError::Malformed | LinkError::Forged) => {
