@@ -114,6 +114,9 @@ pub struct Reason {
     pub effect: Effect,
     #[serde(default, skip_serializing_if = "Mode::is_enforce")]
     pub mode: Mode,
+    /// Why it could not be evaluated, where it could not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
     /// How long it took, lookups included, in microseconds.
     #[serde(default)]
     pub took_us: u32,

@@ -323,6 +323,7 @@ mod tests {
                 rule: "title-case".into(),
                 effect: Effect::Set,
                 mode: Mode::Enforce,
+                failure: None,
                 took_us: 7,
             }],
             lookups: vec![],

@@ -290,7 +290,8 @@ impl Store {
 
     /// Closes requests whose time is over, with the event of each into the outbox; says how many.
     ///
-    /// At most `limit` at once, and never more than 500: fewer than that, and there are no more.
+    /// At most `limit` at once, and never more than 500: fewer than that, and there are no more. A
+    /// request that cannot be read is an error, once the others are closed.
     pub async fn expire_requests(
         &self,
         now: OffsetDateTime,
@@ -309,9 +310,16 @@ impl Store {
             .bind(i64::from(limit.min(EXPIRED_MAX)))
         )?;
         let mut expired = 0;
+        let mut unreadable = None;
         for row in rows {
             // One that cannot be read must not keep the others from ending.
-            let Ok(request) = ApprovalRequest::try_from(row) else { continue };
+            let request = match ApprovalRequest::try_from(row) {
+                Ok(request) => request,
+                Err(error) => {
+                    unreadable = Some(error);
+                    continue;
+                }
+            };
             let event = make_event(&request);
             let Some(approval) = event.approval.as_ref().filter(|it| it.request == request.id)
             else {
@@ -321,7 +329,7 @@ impl Store {
             expired += u64::from(closed);
         }
         session.commit().await?;
-        Ok(expired)
+        unreadable.map_or(Ok(expired), Err)
     }
 }
 

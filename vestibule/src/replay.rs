@@ -238,8 +238,11 @@ fn explain(event: &SignUpEvent, text: &mut Vec<u8>) -> io::Result<()> {
     let mut reason = |what: &str, how: &str, mode: &str, took_us: u32| {
         writeln!(text, "    {what:<40} {how:<20} {mode:<8} {took_us:>7} µs")
     };
-    for Reason { rule, effect, mode, took_us } in &event.decision.reasons {
-        reason(&format!("rule {rule}"), effect.as_str(), mode.as_str(), *took_us)?;
+    for Reason { rule, effect, mode, failure, took_us } in &event.decision.reasons {
+        let how = failure.as_ref().map_or(effect.as_str().to_owned(), |failure| {
+            format!("{} ({failure})", effect.as_str())
+        });
+        reason(&format!("rule {rule}"), &how, mode.as_str(), *took_us)?;
     }
     for LookupReason { lookup, answer, from, took_us } in &event.decision.lookups {
         let how = from.as_ref().map_or(answer.clone(), |from| format!("{answer} ({from})"));

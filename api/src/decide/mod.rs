@@ -337,7 +337,9 @@ impl Course<'_> {
         took: Duration,
     ) {
         let took_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
-        self.reasons.push(Reason { rule: rule.name.clone(), effect, mode: rule.mode, took_us });
+        let (rule, mode) = (rule.name.clone(), rule.mode);
+        let failed = failure.map(|it| it.as_str().to_owned());
+        self.reasons.push(Reason { rule, effect, mode, failure: failed, took_us });
         self.happened.push(Happened { place, failure });
     }
 

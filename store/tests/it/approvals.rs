@@ -379,6 +379,7 @@ pub(crate) async fn what_happened_before_a_decision_is_settled_by_it(
         rule: "suppliers".to_owned(),
         effect: Effect::AlreadyPending,
         mode: Mode::Enforce,
+        failure: None,
         took_us: 0,
     }];
     open(&store, &first).await?;

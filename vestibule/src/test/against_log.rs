@@ -348,7 +348,8 @@ mod tests {
     }
 
     fn because(outcome: Outcome, rule: &str, effect: Effect) -> Decision {
-        let reason = Reason { rule: rule.into(), effect, mode: Mode::Enforce, took_us: 1 };
+        let reason =
+            Reason { rule: rule.into(), effect, mode: Mode::Enforce, failure: None, took_us: 1 };
         Decision { reasons: vec![reason], ..Decision::new(outcome) }
     }
 

@@ -143,8 +143,13 @@ mod tests {
     use super::*;
 
     fn decision(outcome: Outcome) -> Decision {
-        let reason =
-            |rule: &str, effect, mode| Reason { rule: rule.to_owned(), effect, mode, took_us: 1 };
+        let reason = |rule: &str, effect, mode| Reason {
+            rule: rule.to_owned(),
+            effect,
+            mode,
+            failure: None,
+            took_us: 1,
+        };
         let reasons = vec![
             reason("noted", Effect::Block, Mode::Audit),
             reason("last", Effect::Block, Mode::Enforce),

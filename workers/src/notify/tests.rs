@@ -368,7 +368,8 @@ async fn approvers_are_told_once_of_a_request_and_the_person_of_the_decision() -
     let first = pending("ada");
     let mut again = pending("ada");
     let (rule, effect) = ("r".to_owned(), Effect::AlreadyPending);
-    again.decision.reasons = vec![Reason { rule, effect, mode: Mode::Enforce, took_us: 0 }];
+    again.decision.reasons =
+        vec![Reason { rule, effect, mode: Mode::Enforce, failure: None, took_us: 0 }];
 
     for event in [first, again, approved("ada")] {
         worker.handle(&task(event)).await?;
