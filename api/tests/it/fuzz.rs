@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt as _;
 use proptest::{
     prelude::*, sample::select, strategy::ValueTree as _, string::string_regex,
     test_runner::TestRunner,
@@ -416,12 +415,11 @@ async fn whatever_rules_say_and_people_send_a_decision_comes_soon() -> anyhow::R
         let person = key.person(&sign_up);
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         let question = Question { sign_up: &sign_up, person: &person, deadline, now: Some(now) };
-        let decide = || {
+        let decide = async || {
             let began = Instant::now();
-            let decision = decider.decide(question).now_or_never();
-            (decision.expect("nobody has to be waited for"), began.elapsed())
+            (decider.decide(question).await, began.elapsed())
         };
-        let ((first, took), (second, took_again)) = (decide(), decide());
+        let ((first, took), (second, took_again)) = (decide().await, decide().await);
 
         // A neighbour may hold one up, and hardly both.
         let took = took.min(took_again);
