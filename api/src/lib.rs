@@ -41,7 +41,7 @@ pub use decide::lookups::{
 pub use decide::{
     ApprovalSettings, Approvals, Decider, DescribedRule, Expression, LookupWithArguments,
     MessageError, MessageGap, Messages, OnError, Question, ReferenceData, RuleError, RuleOutcome,
-    RuleSettings, Rules, StandIn, Standing, Text, Unreachable,
+    RuleSettings, Rules, StandIn, Standing, TRY_AGAIN, Text, Unreachable,
 };
 pub use serve::{Connection, ServerLimits, Tls, TlsError, TlsSettings, serve, serve_tls};
 pub use server::{Api, DuplicateConnector, router};

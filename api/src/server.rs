@@ -33,14 +33,14 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 use vestibule_events::{
     AppendError, Appended, ConnectorName, Decision, EventLog, Kind, Mode, Outcome, Person,
-    Protocol, PseudonymKey, Reason, SignUp, SignUpEvent, Step, expression::Failure,
+    Protocol, PseudonymKey, Reason, SignUp, SignUpEvent, Step,
 };
 
 use crate::{
     AnswerAfter, ConnectorSettings, ContractSettings, OnStorageFailure, Problem,
     auth::{Authenticated, Caller, Credentials, Denied},
     contract::{BodyKind, Call, Dialect, Received, Reply, Shape, Written},
-    decide::{Decided, Decider, Happened, Question},
+    decide::{Decided, Decider, Question},
     metrics::{ConnectorMetrics, Metrics, RuleMetrics, Served, StorageFailure},
     trace,
 };
@@ -471,10 +471,10 @@ impl Connector {
     async fn decide(&self, sign_up: &SignUp, person: &Person, deadline: Instant) -> Decision {
         let deciding = self.deciding.load_full();
         let question = Question { sign_up, person, deadline, now: None };
-        let Decided { decision, happened, standing_unknown } =
+        let Decided { decision, places, standing_unknown } =
             deciding.decider.decided(question).await;
-        for (Happened { place, failure }, reason) in happened.iter().zip(&decision.reasons) {
-            self.count(&deciding.metrics, *place, *failure, reason);
+        for (place, reason) in places.into_iter().zip(&decision.reasons) {
+            self.count(&deciding.metrics, place, reason);
         }
         if standing_unknown && self.metrics.standing_unknown.inc() == 0 {
             warn!(
@@ -486,8 +486,8 @@ impl Connector {
         decision
     }
 
-    fn count(&self, rules: &RuleMetrics, place: usize, failure: Option<Failure>, reason: &Reason) {
-        let Some(failure) = failure else {
+    fn count(&self, rules: &RuleMetrics, place: usize, reason: &Reason) {
+        let Some(cause) = &reason.failure else {
             if rules.matched(place) && reason.mode == Mode::Warn {
                 warn!(
                     connector = %self.settings.name,
@@ -502,7 +502,7 @@ impl Connector {
             warn!(
                 connector = %self.settings.name,
                 rule = reason.rule,
-                cause = failure.as_str(),
+                cause,
                 "a rule could not be evaluated and its on_error was applied; from now on this is \
                  only counted"
             );

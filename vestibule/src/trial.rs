@@ -16,9 +16,7 @@ use vestibule_api::{
     ApprovalSettings, Approvals, Decider, List, Lookup, LookupMetrics, LookupWithArguments,
     ReferenceData, StandIn, Standing,
 };
-use vestibule_events::{
-    ConnectorName, Decision, Effect, Mode, Person, Reason, Step, expression::Failure,
-};
+use vestibule_events::{ConnectorName, Decision, Effect, Mode, Person, Reason, Step};
 
 use crate::config::{Config, ConnectorConfig, ListConfig, LookupConfig, did_you_mean};
 
@@ -152,12 +150,12 @@ pub(crate) const STANDINGS: [(&str, Standing); 4] = [
 ];
 
 /// What each rule did, in the order of the reasons, and why where it could not be evaluated.
-pub(crate) fn effects(decision: &Decision, failures: &[Option<Failure>]) -> Vec<String> {
-    let effect = |(reason, failure): (&Reason, &Option<Failure>)| match failure {
-        Some(failure) => format!("{}: {}", reason.effect.as_str(), failure.as_str()),
+pub(crate) fn effects(decision: &Decision) -> Vec<String> {
+    let effect = |reason: &Reason| match &reason.failure {
+        Some(failure) => format!("{}: {failure}", reason.effect.as_str()),
         None => reason.effect.as_str().to_owned(),
     };
-    decision.reasons.iter().zip(failures).map(effect).collect()
+    decision.reasons.iter().map(effect).collect()
 }
 
 /// The rule that turned the person away or let them pass, where one did.

@@ -88,8 +88,8 @@ pub(crate) async fn try_call(args: TryArgs, config: &Config) -> anyhow::Result<(
     let person = PseudonymKey::new(rand::random::<[u8; 32]>().to_vec()).person(&call.sign_up);
     let deadline = Instant::now() + connector.deadline;
     let question = Question { sign_up: &call.sign_up, person: &person, deadline, now: args.now };
-    let (decision, failures) = decider.explain(question).await;
-    let effects = trial::effects(&decision, &failures);
+    let decision = decider.decide(question).await;
+    let effects = trial::effects(&decision);
     let answers = answers(connector, &call, &decision.outcome);
     let notes = notes(connector, &call, &trial, &decision);
     let tried =

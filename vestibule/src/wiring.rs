@@ -5,7 +5,6 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -151,15 +150,9 @@ pub(crate) fn connector(
     decider: Decider,
     answer_after: AnswerAfter,
 ) -> anyhow::Result<(ConnectorSettings, Vec<Arc<BearerVerifier>>)> {
-    // For the keys of bearer tokens: an issuer that redirects or hangs is of no use.
-    let client = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(KEYS_TIME_LIMIT)
-        .build()
-        .context("could not make an HTTP client")?;
     let (mut credentials, mut verifiers) = (Vec::new(), Vec::new());
     for config in &connector.credentials {
-        let (credential, verifier) = config.credential(&client).with_context(|| {
+        let (credential, verifier) = config.credential().with_context(|| {
             let name = &connector.name;
             format!("could not make the credential `{}` of connector {name} ready", config.name)
         })?;
@@ -182,8 +175,6 @@ pub(crate) fn connector(
     };
     Ok((settings, verifiers))
 }
-
-const KEYS_TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// Whether a worker's secrets are where the configuration says.
 pub(crate) fn check_secrets(config: &WorkerConfig) -> anyhow::Result<()> {

@@ -56,8 +56,9 @@ const GRACE: Duration = Duration::from_millis(50);
 /// A rule that took longer is followed by whatever else waits for the processor.
 const TURN: Duration = Duration::from_millis(1);
 
-/// What somebody is told whose sign-up could not be decided in time.
-const TOO_LATE: &str =
+/// What somebody is told whose sign-up could not be decided or kept, unless something else is
+/// configured.
+pub const TRY_AGAIN: &str =
     "We could not take your registration just now. Please try again in a minute.";
 
 /// Who asks, and until when.
@@ -75,18 +76,10 @@ pub struct Question<'a> {
 #[derive(Debug)]
 pub(crate) struct Decided {
     pub(crate) decision: Decision,
-    /// One for each reason, in the same order.
-    pub(crate) happened: Vec<Happened>,
+    /// The place in the list of the rule of each reason, in the same order.
+    pub(crate) places: Vec<usize>,
     /// It could not be learned in time whether the person was approved or denied before.
     pub(crate) standing_unknown: bool,
-}
-
-/// What a rule did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Happened {
-    /// The rule's place in the list.
-    pub(crate) place: usize,
-    pub(crate) failure: Option<Failure>,
 }
 
 impl Decider {
@@ -103,13 +96,6 @@ impl Decider {
         self.decided(question).await.decision
     }
 
-    /// The same, and what kept rules from being evaluated: one for each reason, in the same order.
-    /// That is for whoever writes them; an event does not hold it.
-    pub async fn explain(&self, question: Question<'_>) -> (Decision, Vec<Option<Failure>>) {
-        let Decided { decision, happened, .. } = self.decided(question).await;
-        (decision, happened.into_iter().map(|it| it.failure).collect())
-    }
-
     pub(crate) async fn decided(&self, question: Question<'_>) -> Decided {
         let mut course = Course {
             decider: self,
@@ -118,7 +104,7 @@ impl Decider {
             changed: Claims::new(),
             gathered: Gathered::new(&self.reference),
             reasons: Vec::new(),
-            happened: Vec::new(),
+            places: Vec::new(),
             standing_unknown: false,
         };
         let end = match course.standing_before_the_form().await {
@@ -161,7 +147,7 @@ struct Course<'a> {
     changed: Claims,
     gathered: Gathered<'a>,
     reasons: Vec<Reason>,
-    happened: Vec<Happened>,
+    places: Vec<usize>,
     standing_unknown: bool,
 }
 
@@ -206,7 +192,7 @@ impl Course<'_> {
                 // have said nobody knows; so nobody is let in by having kept us busy.
                 let (effect, failure) = (Effect::FailedBlock, Some(Failure::TooMuch));
                 self.note(place, rule, effect, failure, Duration::ZERO);
-                return Some(End::Block { message: TOO_LATE.to_owned() });
+                return Some(End::Block { message: TRY_AGAIN.to_owned() });
             }
             let asked = began;
             let verdict = self.judge(rule).await.and_then(|it| self.with_room(it));
@@ -237,6 +223,7 @@ impl Course<'_> {
     /// rule turns out to need it, and not before.
     async fn judge<'r>(&mut self, rule: &'r Rule) -> Result<Option<Verdict<'r>>, Failure> {
         loop {
+            self.gathered.forget_wanted();
             let facts = self.facts().with_sources(&self.gathered);
             let verdict = match rule.when.holds(&facts) {
                 Ok(true) => rule.outcome.verdict(&facts).map(Some),
@@ -338,9 +325,9 @@ impl Course<'_> {
     ) {
         let took_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
         let (rule, mode) = (rule.name.clone(), rule.mode);
-        let failed = failure.map(|it| it.as_str().to_owned());
-        self.reasons.push(Reason { rule, effect, mode, failure: failed, took_us });
-        self.happened.push(Happened { place, failure });
+        let failure = failure.map(|it| it.as_str().to_owned());
+        self.reasons.push(Reason { rule, effect, mode, failure, took_us });
+        self.places.push(place);
     }
 
     fn finish(self, end: Option<End>) -> Decided {
@@ -356,7 +343,7 @@ impl Course<'_> {
         let (reasons, lookups) = (self.reasons, self.gathered.reasons());
         Decided {
             decision: Decision { outcome, reasons, lookups },
-            happened: self.happened,
+            places: self.places,
             standing_unknown: self.standing_unknown,
         }
     }
@@ -444,6 +431,10 @@ mod tests {
         }
     }
 
+    fn failures(decision: &Decision) -> Vec<Option<&str>> {
+        decision.reasons.iter().map(|it| it.failure.as_deref()).collect()
+    }
+
     fn effects(decision: &Decision) -> Vec<(&str, Effect)> {
         decision.reasons.iter().map(|it| (it.rule.as_str(), it.effect)).collect()
     }
@@ -514,8 +505,7 @@ mod tests {
         };
         let decider = Decider::new(Rules::compile(rules()).unwrap());
         let end = decided_by(&decider, &sign_up(&json!({ "long": long })));
-        let failures: Vec<_> = end.happened.iter().map(|it| it.failure).collect();
-        assert_eq!(failures, [None, None, None, Some(Failure::TooMuch)]);
+        assert_eq!(failures(&end.decision), [None, None, None, Some(Failure::TooMuch.as_str())]);
         assert_eq!(end.decision.outcome, Outcome::Block { message: "no".into() });
         let shorter = sign_up(&json!({ "long": "x".repeat(CHANGED_BYTES_MAX / 4) }));
         assert_eq!(effects(&decided(rules(), &shorter))[3], ("three", Effect::Set));
@@ -561,12 +551,11 @@ mod tests {
             ] {
                 let rule = RuleSettings { on_error, ..block_when(when) };
                 let rules = Rules::compile(vec![block_when("false"), rule]).unwrap();
-                let Decided { decision, happened, .. } =
-                    decided_by(&Decider::new(rules), &london());
+                let Decided { decision, places, .. } = decided_by(&Decider::new(rules), &london());
                 assert_eq!(effects(&decision), [(when, effect)], "{when}");
                 assert_eq!(decision.outcome.as_str(), outcome, "{when}");
-                let happened_there = Happened { place: 1, failure: Some(cause) };
-                assert_eq!(happened, [happened_there], "{when}");
+                assert_eq!(places, [1], "{when}");
+                assert_eq!(failures(&decision), [Some(cause.as_str())], "{when}");
             }
         }
     }
@@ -651,10 +640,10 @@ mod tests {
         let rules = vec![set("first", "true", &[("a", "1")]), block_when("false")];
         let decider = Decider::new(Rules::compile(rules).unwrap());
         let long_ago = Instant::now() - Duration::from_secs(1);
-        let Decided { decision, happened, .. } = decided_until(&decider, &london(), long_ago);
+        let Decided { decision, places, .. } = decided_until(&decider, &london(), long_ago);
         // What is over is over: the grace counts from now.
         assert_eq!(decision.outcome.as_str(), "continue");
-        assert_eq!(happened.len(), 1);
+        assert_eq!(places.len(), 1);
 
         // Each takes a while, and all of them more than there is.
         let list = format!("{:?}", [1; 100]);
@@ -665,10 +654,10 @@ mod tests {
         };
         let decider = Decider::new(Rules::compile(many(40)).unwrap());
         let decided = decided_until(&decider, &london(), Instant::now());
-        assert_eq!(decided.decision.outcome, Outcome::Block { message: TOO_LATE.to_owned() });
-        let last = decided.happened.last().unwrap();
-        assert_eq!(last.failure, Some(Failure::TooMuch));
-        assert!(last.place < 39, "it was given up in between");
+        assert_eq!(decided.decision.outcome, Outcome::Block { message: TRY_AGAIN.to_owned() });
+        let last = failures(&decided.decision).pop().unwrap();
+        assert_eq!(last, Some(Failure::TooMuch.as_str()));
+        assert!(*decided.places.last().unwrap() < 39, "it was given up in between");
     }
 
     #[test]

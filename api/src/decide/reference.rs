@@ -192,6 +192,11 @@ impl<'a> Gathered<'a> {
         Self { reference, answers: Vec::new(), wanted: AtomicUsize::new(0) }
     }
 
+    /// Before an evaluation: one before it may have come upon a lookup and done without.
+    pub(super) fn forget_wanted(&self) {
+        self.wanted.store(0, Ordering::Relaxed);
+    }
+
     /// What the last evaluation came upon; `None` where it failed for another reason.
     pub(super) fn wanted(&self, facts: &Facts<'_>) -> Option<Wanted> {
         let place = self.wanted.swap(0, Ordering::Relaxed).checked_sub(1)?;

@@ -40,6 +40,7 @@ use vestibule_api::{
     router,
 };
 use vestibule_events::{LocalLog, LocalLogConfig, PseudonymKey, Retention};
+use vestibule_testkit::eventually;
 
 /// A connector `partners` with these credentials alone.
 pub(crate) struct Connector {
@@ -104,18 +105,8 @@ impl Connector {
     }
 }
 
-/// Waits for a fact, and not for ever.
-pub(crate) async fn eventually<F>(what: &str, mut is_so: impl FnMut() -> F) -> anyhow::Result<()>
-where
-    F: Future<Output = anyhow::Result<bool>>,
-{
-    let limit = Instant::now() + Duration::from_secs(30);
-    while !is_so().await? {
-        anyhow::ensure!(Instant::now() < limit, "it never came to be: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
-}
+/// So long a test waits for what is bound to come.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A place where an issuer publishes what we want to know, and where all may go wrong.
 struct Issuer {
@@ -434,7 +425,7 @@ async fn a_new_key_is_fetched_soon_after_a_token_came_with_it() -> anyhow::Resul
     let connector = Connector::new(vec![entra(&verifier)]).await?;
     let stop = CancellationToken::new();
     let running = tokio::spawn(Arc::clone(&verifier).run(stop.clone()));
-    eventually("keys are there", async || Ok(verifier.has_keys())).await?;
+    eventually(LIMIT, "keys are there", async || anyhow::Ok(verifier.has_keys())).await?;
     let (by_old, by_new) =
         (old.token("RS256", "old", &claims())?, new.token("RS256", "new", &claims())?);
     assert_eq!(connector.bearer(&by_old).await?, StatusCode::OK);
@@ -443,8 +434,8 @@ async fn a_new_key_is_fetched_soon_after_a_token_came_with_it() -> anyhow::Resul
 
     assert_eq!(connector.bearer(&by_new).await?, StatusCode::UNAUTHORIZED, "nothing is waited for");
     assert_eq!(connector.denied("token-key-unknown")?, 1.0);
-    eventually("the new key is known", async || {
-        Ok(connector.bearer(&by_new).await? == StatusCode::OK)
+    eventually(LIMIT, "the new key is known", async || {
+        anyhow::Ok(connector.bearer(&by_new).await? == StatusCode::OK)
     })
     .await?;
     assert_eq!(connector.bearer(&by_old).await?, StatusCode::OK, "both are published");
@@ -468,14 +459,14 @@ async fn forged_keys_cause_no_storm() -> anyhow::Result<()> {
     let begun = Instant::now();
     let stop = CancellationToken::new();
     let running = tokio::spawn(Arc::clone(&verifier).run(stop.clone()));
-    eventually("keys are there", async || Ok(verifier.has_keys())).await?;
+    eventually(LIMIT, "keys are there", async || anyhow::Ok(verifier.has_keys())).await?;
     let forged = signer.token("RS256", "forged", &claims())?;
 
-    eventually("the forged key was asked for", async || {
+    eventually(LIMIT, "the forged key was asked for", async || {
         for _ in 0..50 {
             connector.bearer(&forged).await?;
         }
-        Ok(issuer.fetches() >= 4)
+        anyhow::Ok(issuer.fetches() >= 4)
     })
     .await?;
 
@@ -495,7 +486,7 @@ async fn tokens_for_somebody_else_have_no_keys_fetched() -> anyhow::Result<()> {
     let connector = Connector::new(vec![entra(&verifier)]).await?;
     let stop = CancellationToken::new();
     let running = tokio::spawn(Arc::clone(&verifier).run(stop.clone()));
-    eventually("keys are there", async || Ok(verifier.has_keys())).await?;
+    eventually(LIMIT, "keys are there", async || anyhow::Ok(verifier.has_keys())).await?;
 
     let strange = signer.token("RS256", "unknown", &with(|it| it["aud"] = json!("them")))?;
     for _ in 0..100 {
@@ -504,7 +495,8 @@ async fn tokens_for_somebody_else_have_no_keys_fetched() -> anyhow::Result<()> {
     assert_eq!(issuer.fetches(), 1);
     let ours = signer.token("RS256", "unknown", &claims())?;
     assert_eq!(connector.bearer(&ours).await?, StatusCode::UNAUTHORIZED);
-    eventually("keys are fetched for us", async || Ok(issuer.fetches() == 2)).await?;
+    eventually(LIMIT, "keys are fetched for us", async || anyhow::Ok(issuer.fetches() == 2))
+        .await?;
     stop.cancel();
     Ok(running.await?)
 }
@@ -520,7 +512,7 @@ async fn without_the_issuer_the_last_keys_hold_and_without_any_nobody_gets_in() 
     let token = signer.token("RS256", "1", &claims())?;
     let stop = CancellationToken::new();
     let running = tokio::spawn(Arc::clone(&verifier).run(stop.clone()));
-    eventually("it was tried", async || Ok(issuer.fetches() > 0)).await?;
+    eventually(LIMIT, "it was tried", async || anyhow::Ok(issuer.fetches() > 0)).await?;
     assert_eq!(connector.bearer(&token).await?, StatusCode::UNAUTHORIZED);
     assert_eq!(connector.denied("token-keys-missing")?, 1.0);
     assert!(!verifier.has_keys() && verifier.keys_fetched().is_none());
@@ -531,7 +523,8 @@ async fn without_the_issuer_the_last_keys_hold_and_without_any_nobody_gets_in() 
     assert_eq!(fetched()?, 0.0);
 
     set(&issuer.published.down, None);
-    eventually("the keys were fetched in the end", async || Ok(verifier.has_keys())).await?;
+    eventually(LIMIT, "the keys were fetched in the end", async || anyhow::Ok(verifier.has_keys()))
+        .await?;
     assert_eq!(connector.bearer(&token).await?, StatusCode::OK);
     let when = verifier.keys_fetched().context("they were fetched")?;
     assert_eq!(fetched()?, when.unix_timestamp() as f64);

@@ -36,11 +36,9 @@ use vestibule_api::{
     ForwardedCertificate, NamePair, ServerLimits, Thumbprint, Tls, TlsError, TlsSettings, serve,
     serve_tls,
 };
+use vestibule_testkit::eventually;
 
-use crate::{
-    auth::{Connector, eventually},
-    support::AUTHORIZATION,
-};
+use crate::{auth::Connector, support::AUTHORIZATION};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -423,8 +421,8 @@ async fn a_certificate_behind_a_symbolic_link_is_watched() -> anyhow::Result<()>
 
     link("2")?;
 
-    eventually("the second certificate is in force", async || {
-        Ok(&presented(&client.connect(server.address).await?)? == second.der())
+    eventually(LONG, "the second certificate is in force", async || {
+        anyhow::Ok(&presented(&client.connect(server.address).await?)? == second.der())
     })
     .await?;
     stop.cancel();

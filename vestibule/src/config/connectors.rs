@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use vestibule_api::{
     ContractSettings, ErrorStatus, Expression, OnError, OnStorageFailure, RuleError, RuleOutcome,
-    RuleSettings, Rules,
+    RuleSettings, Rules, TRY_AGAIN,
 };
 use vestibule_events::{ConnectorName, InvalidName, Mode, Protocol, Step};
 
@@ -13,9 +13,6 @@ use super::{
     reader::Section,
     reference::ReferenceConfig,
 };
-
-const TRY_AGAIN: &str =
-    "We could not take your registration just now. Please try again in a minute.";
 
 /// The event of a body may be three times as large, and `nats.conf` lets 256 KB pass.
 const BODY_MAX: u64 = 64 << 10;

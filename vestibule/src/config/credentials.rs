@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -43,10 +44,7 @@ struct CertificateConfig {
 
 impl CredentialConfig {
     /// What the endpoint needs, with the secrets, and for a bearer token who fetches its keys.
-    pub(crate) fn credential(
-        &self,
-        client: &reqwest::Client,
-    ) -> anyhow::Result<(Credential, Option<Arc<BearerVerifier>>)> {
+    pub(crate) fn credential(&self) -> anyhow::Result<(Credential, Option<Arc<BearerVerifier>>)> {
         let mut verifier = None;
         let kind = match &self.kind {
             KindConfig::Basic { user, password } => {
@@ -58,7 +56,7 @@ impl CredentialConfig {
             KindConfig::Token { token } => CredentialKind::Token { token: token.fetch()? },
             KindConfig::Certificate(config) => CredentialKind::Certificate(config.settings()?),
             KindConfig::Bearer(settings) => {
-                let bearer = Arc::new(BearerVerifier::new(settings.clone(), client.clone())?);
+                let bearer = Arc::new(BearerVerifier::new(settings.clone(), client_for_keys()?)?);
                 verifier = Some(Arc::clone(&bearer));
                 CredentialKind::Bearer(bearer)
             }
@@ -120,6 +118,17 @@ impl CertificateConfig {
         Ok(CertificateSettings::new(source.clone(), thumbprints, names, roots.as_deref())?)
     }
 }
+
+/// Fetches the keys of bearer tokens: an issuer that redirects or hangs is of no use.
+fn client_for_keys() -> anyhow::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(KEYS_TIME_LIMIT)
+        .build()
+        .context("could not make an HTTP client")
+}
+
+const KEYS_TIME_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy)]
 enum KindWord {

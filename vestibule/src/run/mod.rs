@@ -54,7 +54,8 @@ pub(crate) async fn up(config: Config, file: &Path) -> anyhow::Result<()> {
     }
     parts.store = Some(Arc::clone(&store));
     let metrics = WorkerMetrics::register(&mut process.registry);
-    let connector = process.connector(&config, Some(Arc::clone(&store)), &log).await?;
+    let requests = config.has_approvals().then(|| Arc::clone(&store));
+    let connector = process.connector(&config, requests, &log).await?;
     let backstage =
         backstage::run(Arc::clone(&config), worker_log, store, metrics, process.stop.clone());
     process.spawn("workers", Without::GoesOn, backstage);

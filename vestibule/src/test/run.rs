@@ -51,24 +51,24 @@ pub(super) async fn run(case: &Case, config: &Config, trial: &Trial<'_>) -> anyh
         let deadline = Instant::now() + DEADLINE;
         let sign_up = &case.sign_up;
         let question = Question { sign_up, person: &person, deadline, now: case.now };
-        anyhow::Ok(decider.explain(question).await)
+        anyhow::Ok(decider.decide(question).await)
     };
-    let (decision, failures) = decide(&case.lists).await?;
+    let decision = decide(&case.lists).await?;
     let differences = compare(&case.expect, &decision);
     let mut hints: Vec<_> = trial::not_asked(&decision).map(needs_lookup).collect();
     // A list was needed where the decision is another one without it than with it, empty.
     let absent = || trial.missing.iter().filter(|(name, _)| !case.lists.contains_key(name));
     let mut lists = case.lists.clone();
     lists.extend(absent().map(|(name, _)| (name.clone(), Vec::new())));
-    let with_all = effects(&decide(&lists).await?.0);
+    let with_all = effects(&decide(&lists).await?);
     for (name, _) in absent() {
         let mut lists = lists.clone();
         lists.remove(name);
-        if effects(&decide(&lists).await?.0) != with_all {
+        if effects(&decide(&lists).await?) != with_all {
             hints.push(needs_list(name));
         }
     }
-    let effects = trial::effects(&decision, &failures);
+    let effects = trial::effects(&decision);
     Ok(Ran { decision, effects, differences, hints })
 }
 
