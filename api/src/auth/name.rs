@@ -173,17 +173,19 @@ fn oid(name: &str) -> Option<String> {
     x509_cert::spki::ObjectIdentifier::new(digits).ok().map(|oid| oid.to_string())
 }
 
+/// Only the plain space is written around values. Any other kind, such as the one that does not
+/// break, is a letter of them.
 fn value_of(text: &str) -> Option<Value> {
-    let text = text.trim_start();
-    if let Some(hex) = text.strip_prefix('#') {
-        let der = HEXLOWER_PERMISSIVE.decode(hex.trim_end().as_bytes()).ok()?;
-        return Some(Value::Encoded(der));
+    let text = text.trim_start_matches(' ');
+    let trimmed = text.trim_end_matches(' ');
+    if let Some(hex) = trimmed.strip_prefix('#') {
+        return HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).ok().map(Value::Encoded);
     }
-    if let Some(quoted) = text.trim_end().strip_prefix('"') {
+    if let Some(quoted) = trimmed.strip_prefix('"') {
         return unescape(quoted.strip_suffix('"')?).map(Value::Text);
     }
     // Spaces at the end are no part of the value, unless they are escaped.
-    let mut end = text.trim_end().len();
+    let mut end = trimmed.len();
     let backslashes = text[..end].bytes().rev().take_while(|byte| *byte == b'\\').count();
     if backslashes % 2 == 1 && end < text.len() {
         end += 1;
@@ -262,6 +264,7 @@ mod tests {
         }
         assert_eq!(name("OU=Sales+CN=J"), name("CN=J + OU=Sales"));
         assert_eq!(name(r"CN=a\ "), name("CN=\"a \""));
+        assert_ne!(name("CN=\u{a0}a\u{2003}"), name("CN=a"), "no spaces but letters");
         assert_eq!(name(r"CN=L\c3\bcbeck,S=SH"), name("CN=Lübeck,ST=SH"));
         assert_eq!(name("E=a@example.com"), name("emailAddress=a@example.com"));
     }
