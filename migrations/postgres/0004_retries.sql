@@ -1,0 +1,42 @@
+-- What waits for a worker outside the log: events whose last attempt failed, and dead letters that
+-- were sent back. And what became of each dead letter, and which workers were told to pause.
+
+CREATE TABLE retries (
+    worker        text NOT NULL,
+    event_id      uuid NOT NULL,
+    person        text NOT NULL,
+    sequence      bigint NOT NULL,
+    event         bytea NOT NULL,            -- as it stood in the log
+    due_at        timestamptz NOT NULL,     -- or, while a process has it in hand, until when it may
+    tries         bigint NOT NULL,           -- failed attempts that count, since it came here
+    failing_since timestamptz,             -- the first of them; NULL before it
+    PRIMARY KEY (worker, event_id)
+);
+CREATE INDEX retries_due ON retries (worker, due_at);
+
+ALTER TABLE dead_letters ADD COLUMN state text NOT NULL DEFAULT 'parked'
+    CHECK (state IN ('parked', 'retrying', 'delivered', 'dropped'));
+ALTER TABLE dead_letters ADD COLUMN changed_at timestamptz; -- when it got its state; NULL: parked_at
+CREATE INDEX dead_letters_in_state ON dead_letters (state, worker, cause_class, id);
+
+-- Each thing that happened to a dead letter, the first parking included; nothing is ever removed.
+CREATE TABLE dead_letter_history (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    letter_id   bigint NOT NULL REFERENCES dead_letters (id),
+    at          timestamptz NOT NULL,
+    state       text NOT NULL CHECK (state IN ('parked', 'retrying', 'delivered', 'dropped')),
+    cause_class text,                      -- where it was parked
+    error       text,
+    actor       text,                      -- who retried or dropped it
+    reason      text
+);
+CREATE INDEX dead_letter_history_of_letter ON dead_letter_history (letter_id, id);
+INSERT INTO dead_letter_history (letter_id, at, state, cause_class, error)
+    SELECT id, parked_at, 'parked', cause_class, error FROM dead_letters;
+
+CREATE TABLE paused_workers (
+    worker    text PRIMARY KEY,
+    paused_at timestamptz NOT NULL,
+    paused_by text NOT NULL,
+    reason    text NOT NULL
+);
