@@ -11,6 +11,7 @@
 
 mod background;
 mod child;
+mod cluster;
 mod graph;
 mod issuer;
 mod mysql;
@@ -18,11 +19,13 @@ mod nats;
 mod port;
 mod postgres;
 mod process;
+mod proxy;
 mod smtp;
 mod tools;
 mod wait;
 mod workdir;
 
+pub use cluster::NatsCluster;
 pub use graph::{Graph, GraphCall, GraphFault, GraphRequest};
 pub use issuer::Issuer;
 pub use mysql::MySql;
@@ -30,5 +33,6 @@ pub use nats::Nats;
 pub use port::free_port;
 pub use postgres::Postgres;
 pub use process::{Process, Stopped};
+pub use proxy::{Proxy, Weather};
 pub use smtp::{Mail, Smtp, SmtpStage};
 pub use wait::{Condition, eventually};

@@ -24,6 +24,7 @@ pub struct Nats {
     child: Option<Child>,
     port: u16,
     environment: Vec<(String, String)>,
+    arguments: Vec<String>,
     directory: TempDir,
 }
 
@@ -46,13 +47,22 @@ impl Nats {
         text: &str,
         environment: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
+        Self::start_with(text, environment, vec![]).await
+    }
+
+    /// Arguments win over the configuration.
+    pub(crate) async fn start_with(
+        text: &str,
+        environment: &[(&str, &str)],
+        arguments: Vec<String>,
+    ) -> anyhow::Result<Self> {
         let directory = workdir::create()?;
         let text = without_store(text);
         std::fs::write(directory.path().join("nats.conf"), text)
             .context("could not write the configuration of nats-server")?;
         let environment =
             environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let mut server = Self { child: None, port: 0, environment, directory };
+        let mut server = Self { child: None, port: 0, environment, arguments, directory };
 
         for _ in 0..5 {
             server.port = free_port();
@@ -137,6 +147,7 @@ impl Nats {
             .arg(self.store_dir())
             .arg("--ports_file_dir")
             .arg(directory)
+            .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::null())
             .stderr(log);

@@ -19,6 +19,7 @@ pub struct Process {
     child: Child,
     output: Arc<Mutex<Output>>,
     stdin: Option<std::process::ChildStdin>,
+    is_quiet: bool,
 }
 
 /// How a process ended.
@@ -64,7 +65,18 @@ impl Process {
         collect(stderr.context("stderr was not captured")?, &output, |output| &mut output.stderr);
         let stdin = child.take_input();
         let name = Path::new(&program).file_name().unwrap_or(command.get_program());
-        Ok(Self { name: name.to_string_lossy().into_owned(), child, output, stdin })
+        Ok(Self {
+            name: name.to_string_lossy().into_owned(),
+            child,
+            output,
+            stdin,
+            is_quiet: false,
+        })
+    }
+
+    /// From now on nothing is shown when it is dropped, for one that is killed by the dozen.
+    pub fn quiet(&mut self) {
+        self.is_quiet = true;
     }
 
     pub fn id(&self) -> u32 {
@@ -186,7 +198,9 @@ impl fmt::Debug for Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
-        eprintln!("{}", self.report());
+        if !self.is_quiet {
+            eprintln!("{}", self.report());
+        }
     }
 }
 
