@@ -16,8 +16,14 @@ CREATE INDEX retries_due ON retries (worker, due_at);
 
 ALTER TABLE dead_letters ADD COLUMN state text NOT NULL DEFAULT 'parked'
     CHECK (state IN ('parked', 'retrying', 'delivered', 'dropped'));
-ALTER TABLE dead_letters ADD COLUMN changed_at timestamptz; -- when it got its state; NULL: parked_at
-CREATE INDEX dead_letters_in_state ON dead_letters (state, worker, cause_class, id);
+ALTER TABLE dead_letters ADD COLUMN changed_at timestamptz; -- when it got its state; NULL: when it was parked
+-- Holds all that counting and grouping ask for.
+CREATE INDEX dead_letters_in_state ON dead_letters (state, worker, cause_class, id, parked_at);
+CREATE INDEX dead_letters_of_person ON dead_letters (person);
+-- A log that was made anew counts from the start: other bytes may stand where those of before did.
+DROP INDEX dead_letters_once_per_sequence;
+CREATE UNIQUE INDEX dead_letters_once_per_content
+    ON dead_letters (worker, sequence, sha256(payload)) WHERE event_id IS NULL;
 
 -- Each thing that happened to a dead letter, the first parking included; nothing is ever removed.
 CREATE TABLE dead_letter_history (

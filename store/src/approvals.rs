@@ -19,7 +19,7 @@ use crate::{
     error::Cause,
     inbox, outbox,
     session::{Session, execute, fetch_all, fetch_optional},
-    text::{storable, storable_time},
+    text::{storable, storable_time, to_the_second},
 };
 
 /// A request for approval, with the sign-up that it is about.
@@ -478,11 +478,6 @@ async fn close(
     }
     outbox::insert(session, event, now).await?;
     Ok(true)
-}
-
-/// SQLite compares times as text, which holds only where none has a fraction of a second.
-fn to_the_second(time: OffsetDateTime) -> OffsetDateTime {
-    storable_time(time).replace_nanosecond(0).expect("every second has a beginning")
 }
 
 /// The first and the last id that begins like this; hyphens are optional.

@@ -57,13 +57,26 @@ impl Store {
 
     /// The failed attempts at an event, of all workers, in order.
     pub async fn attempts_of(&self, event_id: Uuid) -> Result<Vec<FailedAttempt>, StoreError> {
-        let mut session = self.read().await?;
-        let rows: Vec<AttemptRow> = fetch_all!(
-            &mut session,
-            sqlx::query_as("SELECT * FROM attempts WHERE event_id = $1 ORDER BY id").bind(event_id)
-        )?;
-        Ok(rows.into_iter().map(FailedAttempt::from).collect())
+        of(&mut self.read().await?, event_id, None).await
     }
+}
+
+/// The failed attempts at an event, of one worker or all, in order.
+pub(crate) async fn of(
+    session: &mut Session,
+    event_id: Uuid,
+    worker: Option<&str>,
+) -> Result<Vec<FailedAttempt>, StoreError> {
+    let rows: Vec<AttemptRow> = fetch_all!(
+        session,
+        sqlx::query_as(
+            "SELECT * FROM attempts WHERE event_id = $1 AND ($2 IS NULL OR worker = $2)
+             ORDER BY id"
+        )
+        .bind(event_id)
+        .bind(worker)
+    )?;
+    Ok(rows.into_iter().map(FailedAttempt::from).collect())
 }
 
 #[derive(sqlx::FromRow)]
@@ -91,7 +104,10 @@ impl From<AttemptRow> for FailedAttempt {
     }
 }
 
-async fn insert(session: &mut Session, attempt: &FailedAttempt) -> Result<(), StoreError> {
+pub(crate) async fn insert(
+    session: &mut Session,
+    attempt: &FailedAttempt,
+) -> Result<(), StoreError> {
     execute!(
         session,
         sqlx::query(

@@ -18,6 +18,8 @@ pub struct Effects {
     pub grant_sets: u32,
     /// Sent or recorded, over all channels.
     pub notifications: u32,
+    /// In which the event has ended without its effect: parked or dropped. One that was sent back
+    /// still waits for its effect, and of one that was delivered there is the effect.
     pub dead_letters: u32,
 }
 
@@ -47,7 +49,7 @@ const COUNTED: [(&str, Field); 5] = [
     ("grant_sets WHERE", |effects| &mut effects.grant_sets),
     // One that is being sent has not happened yet.
     ("notifications WHERE state <> 'sending' AND", |effects| &mut effects.notifications),
-    ("dead_letters WHERE", |effects| &mut effects.dead_letters),
+    ("dead_letters WHERE state IN ('parked', 'dropped') AND", |effects| &mut effects.dead_letters),
 ];
 
 type Field = fn(&mut Effects) -> &mut u32;

@@ -1,5 +1,6 @@
 //! Everything that is SQL to the business data: people, sign-ups, requests for approval, grants,
-//! notifications, attempts and dead letters, in SQLite (embedded) or PostgreSQL (scaled out).
+//! notifications, attempts, retries and dead letters, in SQLite (embedded) or PostgreSQL (scaled
+//! out).
 //!
 //! An effect and the note that a worker has dealt with an event (its inbox row) are written in one
 //! transaction, so an event that is delivered again changes nothing; and a late older event never
@@ -17,7 +18,9 @@ mod inbox;
 mod migrations;
 mod notifications;
 mod outbox;
+mod pausing;
 mod people;
+mod retries;
 mod session;
 mod sqlite;
 mod store;
@@ -28,12 +31,17 @@ pub use approvals::{
     ApprovalFilter, ApprovalRequest, ApprovalState, Decided, Opened, RequestState, UnknownState,
 };
 pub use attempts::{FailedAttempt, Failures};
-pub use dead_letters::DeadLetter;
+pub use dead_letters::{
+    DeadLetter, Letter, LetterChange, LetterFilter, LetterGroup, LetterState, LetterWhole,
+    Redriven, UnknownLetterState,
+};
 pub use effects::Effects;
 pub use error::{Cause, StoreError};
 pub use grants::{Grant, NewGrant};
 pub use inbox::Done;
 pub use migrations::Migration;
 pub use notifications::Begun;
+pub use pausing::PausedWorker;
 pub use people::PersonRecord;
+pub use retries::{AfterFailure, Failed, FailedEvent, Retry, SetAside, Standing};
 pub use store::{Store, StoreOptions, StoreUrl};
