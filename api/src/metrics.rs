@@ -61,7 +61,7 @@ impl Served {
         Self::all().position(|it| it == self).expect("all() holds every one")
     }
 
-    const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Continue => "continue",
             Self::Reject => "reject",

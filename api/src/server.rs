@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -34,6 +35,7 @@ use uuid::Uuid;
 use vestibule_events::{
     AppendError, Appended, ConnectorName, Decision, EventLog, Kind, Mode, Outcome, Person,
     Protocol, PseudonymKey, Reason, SignUp, SignUpEvent, Step,
+    trace::{Span, note},
 };
 
 use crate::{
@@ -208,7 +210,9 @@ async fn answer(api: &Inner, name: &str, url_step: Option<Step>, request: Reques
         return not_found();
     };
     let dialect = connector.settings.dialect();
-    let (step, served, response) = match take(api, connector, url_step, arrival, request).await {
+    let span = Span::of_call("sign-up", || trace::parent(request.headers()));
+    let taking = pin!(take(api, connector, url_step, arrival, request));
+    let (step, served, response) = match span.within(taking).await {
         Ok(Answered { shape, served, outcome, event }) => {
             let reply = match served {
                 Served::WithoutStorage => Reply::without_storage(&outcome),
@@ -229,6 +233,9 @@ async fn answer(api: &Inner, name: &str, url_step: Option<Step>, request: Reques
         }
     };
     connector.metrics.answered(step, served, arrival.elapsed());
+    span.set("vestibule.connector", &connector.settings.name);
+    span.set("vestibule.step", &step.map_or("none", Step::as_str));
+    span.set("vestibule.answer", &served.as_str());
     response
 }
 
@@ -293,7 +300,11 @@ async fn take(
     let person = api.key.person(&sign_up);
     // What is left of the time is for the event.
     let decision_deadline = arrival + settings.deadline * 3 / 4;
-    let decision = connector.decide(&sign_up, &person, decision_deadline).await;
+    note("vestibule.person", &person);
+    let decision = {
+        let deciding = pin!(connector.decide(&sign_up, &person, decision_deadline));
+        Span::part("decide").within(deciding).await
+    };
     if Kind::of(sign_up.step, &decision.outcome).is_none() {
         // Called at every sign-in: there is nothing to tell anybody, and so nothing to wait for.
         let outcome = decision.outcome;
@@ -301,7 +312,8 @@ async fn take(
     }
 
     let unless_stored = connector.unless_stored(&decision.outcome);
-    let event = event(&api.key, person, sign_up, decision, trace::parent(&head.headers));
+    let traceparent = trace::of_event(&head.headers);
+    let event = event(&api.key, person, sign_up, decision, traceparent);
     Ok(match store(api, connector, event, deadline).await {
         Ok(event) => {
             let outcome = event.decision.outcome;
@@ -353,6 +365,7 @@ async fn store(
         connector.metrics.repeated.inc();
     }
     let event = stored.event;
+    note("vestibule.event", &event.id);
     debug!(
         event = %event.id,
         person = %event.person,
@@ -376,8 +389,13 @@ async fn append(
         Arc::clone(&api.appends).try_acquire_owned().map_err(|_| StorageFailure::Crowded)?;
     let log = Arc::clone(&api.log);
     let id = event.id;
+    let span = Span::part("append");
+    span.set("vestibule.event", &id);
     let append = tokio::spawn(async move {
-        let appended = log.append(event).await;
+        let appended = span.within(pin!(log.append(event))).await;
+        if appended.is_err() {
+            span.failed("not stored");
+        }
         drop(permit);
         appended
     });

@@ -1,6 +1,12 @@
 //! W3C trace context: read from a call, carried in its event.
 
 use axum::http::HeaderMap;
+use vestibule_events::trace::current_traceparent;
+
+/// What the call's event carries: where we are in a trace, or else where the caller is.
+pub(crate) fn of_event(headers: &HeaderMap) -> Option<String> {
+    current_traceparent().or_else(|| parent(headers))
+}
 
 /// The call's `traceparent`, if it is one. Anything else is dropped, as the standard asks: it goes
 /// into the event and on to every worker, so it must be what it claims to be.

@@ -18,6 +18,7 @@ mod local;
 mod log;
 pub mod relay;
 mod signup;
+pub mod trace;
 
 pub use approval::{Approval, ApprovalLinks, LinkError, UnknownVerdict, Verdict};
 pub use decision::{Decision, Effect, LookupReason, Mode, Outcome, Reason};
