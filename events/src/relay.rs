@@ -2,13 +2,18 @@
 //!
 //! The relay is a durable consumer of the local log, so after any restart it goes on where it was;
 //! what was published and not yet acknowledged then is published again and stored once. It holds a
-//! bounded number of events and waits, for ever, while the stream is away. Events keep their order,
-//! except those on their way at the moment something failed: they may be stored after younger ones.
-//! An event that the stream will never take is set aside in the local log, tried again now and then,
-//! and shouted about; it does not stop the others.
+//! bounded number of events and waits, for ever, while the stream is away, is full, or is set up so
+//! that it would lose events. Events keep their order, except those on their way at the moment
+//! something failed: they may be stored after younger ones. An event that the stream will never take
+//! is set aside in the local log, tried again now and then, and shouted about; it does not stop the
+//! others.
+//!
+//! The stream recognises what is published twice for as long as its duplicate window. What may have
+//! been published longer ago, by a relay that crashed or over a connection that broke, is looked for
+//! in the stream before it is published again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,19 +23,20 @@ use anyhow::anyhow;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 use time::OffsetDateTime;
 use tokio::{
-    sync::oneshot,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    sync::{oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use uuid::Uuid;
 
 use crate::{
     Backlog, Consumer, ConsumerSpec, Delivery, EventLog, Filter, JetStream, LocalLog, LogError,
-    Start,
-    jetstream::{PublishError, Publishing},
+    Replay, Start,
+    jetstream::{PublishError, Publishing, Survey},
 };
 
 /// The relay's durable consumer in the local log: what [`crate::Retention::BehindConsumer`] names.
@@ -51,6 +57,17 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// How often the backlog is counted.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the stream is looked at while all is well, and while it is not.
+const SURVEY_EVERY: Duration = Duration::from_secs(30);
+const SURVEY_AGAIN: Duration = Duration::from_secs(2);
+
+/// An event so much younger than the stream's duplicate window is left to that: an event is
+/// published a moment after its own time, and clocks differ.
+const WINDOW_MARGIN: time::Duration = time::Duration::minutes(5);
+
+/// At most so many ids are looked for, some 32 MB. Beyond them an event may be stored twice.
+const RECALLED_MAX: usize = 1_000_000;
 
 /// How the relay works.
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +130,7 @@ pub async fn step(local: &LocalLog, stream: &JetStream) -> Result<u64, LogError>
         relay.send_what_may_go().await;
         let happened = relay.happens().await;
         relay.deal_with(happened).await?;
-        if relay.is_recovering || progress.inner.refused.get() > 0 {
+        if relay.course != Course::Steady || progress.inner.refused.get() > 0 {
             relay.finish().await;
             return Err(LogError::Unavailable(anyhow!("the stream did not take every event")));
         }
@@ -131,11 +148,35 @@ struct Relay {
     /// newer.
     waiting: BTreeMap<u64, Delivery>,
     on_their_way: FuturesUnordered<BoxFuture<'static, Settled>>,
-    /// Something failed. Nothing is sent before all on their way are back: otherwise each failure
-    /// would bring more events out of order.
-    is_recovering: bool,
+    course: Course,
+    /// What the stream was last found to be, and over which connection, counted by losses.
+    surveyed: watch::Receiver<Option<(u64, Survey)>>,
+    _surveyor: AbortOnDropHandle<()>,
+    /// Up to this sequence an event may have been published without our knowing.
+    doubtful: u64,
+    recollection: Recollection,
     resume_at: Instant,
     pause: Duration,
+    /// The kind of failure that was logged last.
+    said: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    Steady,
+    /// Something failed. Nothing is sent before all on their way are back: otherwise each failure
+    /// would bring more events out of order.
+    Recovering,
+    /// One event is on its way, to see whether it goes through: a stream that is full or away is
+    /// not to be given hundreds at each attempt, nor a small one before a large one.
+    Probing,
+}
+
+/// The ids of doubtful events, as far as the stream holds them.
+enum Recollection {
+    None,
+    Reading(BoxFuture<'static, Result<HashSet<Uuid>, LogError>>),
+    Held(HashSet<Uuid>),
 }
 
 /// What came of one event on its way.
@@ -144,6 +185,7 @@ type Settled = Result<(), (Delivery, PublishError)>;
 enum Happened {
     Settled(Settled),
     Delivered(Result<Delivery, LogError>),
+    Recalled(Result<HashSet<Uuid>, LogError>),
     MayResume,
 }
 
@@ -165,7 +207,11 @@ impl Relay {
         if let Some((cursor, undone)) = local.undone(CONSUMER) {
             progress.begins(cursor, undone);
         }
+        let (tell, surveyed) = watch::channel(None);
+        let surveyor = tokio::spawn(survey(stream.clone(), progress.clone(), tell));
         let mut relay = Self {
+            // Whatever an earlier relay had taken.
+            doubtful: local.last_sequence(),
             local,
             stream,
             options,
@@ -173,9 +219,13 @@ impl Relay {
             consumer,
             waiting: BTreeMap::new(),
             on_their_way: FuturesUnordered::new(),
-            is_recovering: false,
+            course: Course::Steady,
+            surveyed,
+            _surveyor: AbortOnDropHandle::new(surveyor),
+            recollection: Recollection::None,
             resume_at: Instant::now(),
             pause: PAUSE_FIRST,
+            said: None,
         };
         relay.look().await;
         Ok(relay)
@@ -186,13 +236,24 @@ impl Relay {
         let has_room = self.waiting.len() + self.on_their_way.len() < self.options.in_flight;
         let may_resume = !self.waiting.is_empty() && self.on_their_way.is_empty();
         let (stream, resume_at) = (&self.stream, self.resume_at);
+        let mut surveyed = self.surveyed.clone();
         let resumable = async move {
             sleep_until(resume_at).await;
             stream.connected().await;
+            let is_current = |it: &Option<_>| matches!(it, Some((at, _)) if *at == stream.losses());
+            // The surveyor ends with us only.
+            surveyed.wait_for(is_current).await.ok();
+        };
+        let recalled = async {
+            match &mut self.recollection {
+                Recollection::Reading(reading) => reading.await,
+                Recollection::None | Recollection::Held(_) => std::future::pending().await,
+            }
         };
         tokio::select! {
             biased;
             Some(settled) = self.on_their_way.next() => Happened::Settled(settled),
+            recalled = recalled => Happened::Recalled(recalled),
             delivery = self.consumer.next(), if has_room => Happened::Delivered(delivery),
             () = resumable, if may_resume => Happened::MayResume,
         }
@@ -200,7 +261,8 @@ impl Relay {
 
     async fn deal_with(&mut self, happened: Happened) -> Result<(), LogError> {
         match happened {
-            Happened::Settled(Ok(())) => self.pause = PAUSE_FIRST,
+            Happened::Settled(Ok(())) => self.went_through(),
+            Happened::Recalled(recalled) => self.recalled(recalled),
             Happened::Settled(Err((delivery, error))) => self.failed(delivery, error).await,
             Happened::Delivered(Ok(delivery)) => self.taken(delivery).await,
             Happened::Delivered(Err(LogError::Unavailable(error))) => {
@@ -226,17 +288,26 @@ impl Relay {
     /// Sends, in order, whatever may be sent now.
     async fn send_what_may_go(&mut self) {
         let now = Instant::now();
-        if self.is_recovering && (!self.on_their_way.is_empty() || now < self.resume_at) {
-            return;
-        }
-        while self.stream.is_connected() {
+        let must_wait = match self.course {
+            Course::Steady => false,
+            Course::Recovering => !self.on_their_way.is_empty() || now < self.resume_at,
+            Course::Probing => true,
+        };
+        while !must_wait && self.may_send() {
             let Some((sequence, delivery)) = self.waiting.pop_first() else { break };
             let Ok(event) = &delivery.event else { continue };
+            if matches!(&self.recollection, Recollection::Held(ids) if ids.contains(&event.id)) {
+                self.on_their_way.push(confirm(delivery, self.progress.clone()).boxed());
+                continue;
+            }
             match self.stream.send(event.clone()).now_or_never() {
                 Some(Ok(publishing)) => {
-                    self.is_recovering = false;
                     let progress = self.progress.clone();
                     self.on_their_way.push(settle(delivery, publishing, progress).boxed());
+                    if self.course == Course::Recovering {
+                        self.course = Course::Probing;
+                        return;
+                    }
                 }
                 Some(Err(error)) => return self.failed(delivery, error).await,
                 // The connection takes no more before it has written some.
@@ -245,6 +316,61 @@ impl Relay {
                     return;
                 }
             }
+        }
+    }
+
+    /// Whether the stream is there, keeps what it is given, and will recognise the next event if it
+    /// holds it already. Where it would not, this begins to find out.
+    fn may_send(&mut self) -> bool {
+        let Some((losses, survey)) = *self.surveyed.borrow() else { return false };
+        if !self.stream.is_connected() || losses != self.stream.losses() {
+            return false;
+        }
+        let Some((sequence, delivery)) = self.waiting.first_key_value() else { return false };
+        if *sequence > self.doubtful {
+            self.recollection = Recollection::None;
+            return true;
+        }
+        match &self.recollection {
+            Recollection::Held(_) => true,
+            Recollection::Reading(_) => false,
+            Recollection::None => {
+                let Ok(event) = &delivery.event else { return true };
+                let age = OffsetDateTime::now_utc() - event.time;
+                if age + WINDOW_MARGIN < survey.duplicate_window {
+                    return true;
+                }
+                let reading = recall(self.stream.clone(), event.time - WINDOW_MARGIN);
+                self.recollection = Recollection::Reading(reading.boxed());
+                false
+            }
+        }
+    }
+
+    fn recalled(&mut self, recalled: Result<HashSet<Uuid>, LogError>) {
+        self.recollection = match recalled {
+            Ok(ids) => Recollection::Held(ids),
+            Err(error) => {
+                let error = format!("{:#}", anyhow!(error));
+                tracing::warn!(error, "could not learn which old events the stream holds");
+                self.course = Course::Recovering;
+                self.resume_later();
+                Recollection::None
+            }
+        };
+    }
+
+    fn went_through(&mut self) {
+        if self.course == Course::Probing {
+            self.course = Course::Steady;
+        }
+        if self.course == Course::Steady {
+            self.pause = PAUSE_FIRST;
+        }
+        if self.said.take().is_some() {
+            tracing::info!("the stream takes events again");
+            self.progress.inner.full.set(0);
+            self.stream.set_trouble(None);
         }
     }
 
@@ -257,17 +383,34 @@ impl Relay {
                 "the stream refuses an event; it stays in the local log"
             );
             self.set_aside(&delivery).await;
+            if self.course == Course::Probing {
+                self.course = Course::Recovering;
+            }
             return;
         }
-        // One outage makes hundreds of failures; the first says it.
-        if !self.is_recovering {
+        let kind = error.as_str();
+        if matches!(error, PublishError::Unknown(_)) {
+            self.doubtful = self.doubtful.max(sequence);
+        }
+        if matches!(error, PublishError::Full(_)) {
+            self.progress.inner.full.set(1);
+            self.stream.set_trouble(Some(FULL.to_owned()));
+        }
+        // One outage makes hundreds of failures; the first of a kind says it.
+        if self.said.replace(kind) != Some(kind) {
             let error = format!("{:#}", anyhow!(error));
             tracing::warn!(sequence, error, "could not relay an event; trying again");
-            self.is_recovering = true;
-            self.resume_at = Instant::now() + self.pause;
-            self.pause = (self.pause * 2).min(PAUSE_MAX);
+        }
+        if self.course != Course::Recovering {
+            self.course = Course::Recovering;
+            self.resume_later();
         }
         self.waiting.insert(sequence, delivery);
+    }
+
+    fn resume_later(&mut self) {
+        self.resume_at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
 
     async fn set_aside(&mut self, delivery: &Delivery) {
@@ -303,11 +446,82 @@ impl Relay {
     }
 }
 
+/// What to do about a stream without room.
+const FULL: &str = "the stream is full and refuses events, which wait in the local log: raise \
+                    `nats.max_bytes` (and the server's max_file_store) and run `vestibule migrate`";
+
+/// Looks at the stream before the first event goes to it over a connection, and now and then.
+async fn survey(stream: JetStream, progress: Progress, tell: watch::Sender<Option<(u64, Survey)>>) {
+    let mut said = None;
+    loop {
+        stream.connected().await;
+        let losses = stream.losses();
+        let pause = match stream.survey().await {
+            Ok(survey) => {
+                progress.surveyed(&survey);
+                tell.send_replace(Some((losses, survey)));
+                if said.take().is_some() {
+                    stream.set_trouble(None);
+                }
+                SURVEY_EVERY
+            }
+            Err(error) => {
+                let would_lose = matches!(error, LogError::Refused(_));
+                let words = match error {
+                    LogError::Refused(error) | LogError::Unavailable(error) => format!("{error:#}"),
+                };
+                if would_lose {
+                    tell.send_replace(None);
+                    progress.inner.held_back.set(1);
+                    stream.set_trouble(Some(words.clone()));
+                }
+                if said.as_ref() != Some(&words) {
+                    tracing::error!(error = words, "nothing is published before this is mended");
+                    said = Some(words);
+                }
+                SURVEY_AGAIN
+            }
+        };
+        stream.unless_lost(losses, sleep(pause)).await;
+    }
+}
+
+/// The ids of the events that the stream holds from some time on.
+async fn recall(stream: JetStream, since: OffsetDateTime) -> Result<HashSet<Uuid>, LogError> {
+    tracing::info!("looking whether the stream holds what may have been published long ago");
+    let replay = Replay {
+        start: Start::Time(since),
+        until: None,
+        filter: Filter::default(),
+        person: None,
+        follow: false,
+    };
+    let mut held = stream.replay(replay).await?;
+    let mut ids = HashSet::new();
+    while let Some(stored) = held.next().await {
+        match stored {
+            Ok(stored) => ids.insert(stored.event.id),
+            // Not one of ours.
+            Err(LogError::Refused(_)) => continue,
+            Err(error) => return Err(error),
+        };
+        if ids.len() == RECALLED_MAX {
+            tracing::warn!("the stream holds too many events to compare; some may be stored twice");
+            break;
+        }
+    }
+    Ok(ids)
+}
+
 /// Waits for the stream's answer, tells who waits for it, and lets the local log go on.
 async fn settle(delivery: Delivery, publishing: Publishing, progress: Progress) -> Settled {
     if let Err(error) = publishing.settled().await {
         return Err((delivery, error));
     }
+    confirm(delivery, progress).await
+}
+
+async fn confirm(delivery: Delivery, progress: Progress) -> Settled {
     progress.done(delivery.sequence);
     match delivery.acknowledge.ack().await {
         Ok(()) => Ok(()),
@@ -330,6 +544,10 @@ struct Inner {
     backlog: Gauge,
     oldest: Gauge,
     connected: Gauge,
+    full: Gauge,
+    held_back: Gauge,
+    used: Gauge,
+    limit: Gauge,
 }
 
 #[derive(Default)]
@@ -387,10 +605,33 @@ impl Progress {
             "Events of the local log that the stream has not acknowledged",
             inner.backlog.clone(),
         );
-        registry.register(
-            "oldest_age_seconds",
+        registry.register_with_unit(
+            "oldest_age",
             "Age of the oldest event that the stream has not acknowledged",
+            Unit::Seconds,
             inner.oldest.clone(),
+        );
+        registry.register(
+            "stream_full",
+            "1 while the stream refuses events because it has no room",
+            inner.full.clone(),
+        );
+        registry.register(
+            "held_back",
+            "1 while nothing is published because the stream is set up to lose events",
+            inner.held_back.clone(),
+        );
+        registry.register_with_unit(
+            "stream_used",
+            "How large the stream is",
+            Unit::Bytes,
+            inner.used.clone(),
+        );
+        registry.register_with_unit(
+            "stream_limit",
+            "How large the stream may grow before it refuses events; -1 without a limit",
+            Unit::Bytes,
+            inner.limit.clone(),
         );
         registry.register("connected", "1 while connected to NATS", inner.connected.clone());
     }
@@ -401,6 +642,13 @@ impl Progress {
         let mut state = self.state();
         state.in_hand.extend(undone.into_iter().map(|sequence| (sequence, None)));
         state.taken = state.taken.max(cursor.saturating_sub(1));
+    }
+
+    fn surveyed(&self, survey: &Survey) {
+        let number = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.inner.held_back.set(0);
+        self.inner.used.set(number(survey.used_bytes));
+        self.inner.limit.set(survey.limit_bytes.map_or(-1, number));
     }
 
     fn took(&self, sequence: u64, time: Option<OffsetDateTime>) {

@@ -1,9 +1,9 @@
 //! The connection: who we are, how fast a dead one is noticed, and that it comes back for ever.
 
-use std::time::Duration;
+use std::{sync::Weak, time::Duration};
 
 use anyhow::Context as _;
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use secrecy::ExposeSecret;
 use tokio::sync::watch;
 
@@ -22,6 +22,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(3);
 /// The slowest pace of reconnecting.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(2);
 
+/// The client library goes on reconnecting although nobody holds the client any more, and notices
+/// only once it is connected. Until then it is to disturb nobody.
+const ABANDONED_DELAY: Duration = Duration::from_secs(60 * 60);
+
 /// What became of the connection so far; watching it tells of every change.
 ///
 /// A change may go unnoticed under load, so it only hastens what a deadline does too.
@@ -29,32 +33,31 @@ const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(2);
 pub(super) struct History {
     /// Whatever was unanswered at a loss never will be.
     pub(super) losses: u64,
+    /// At the last attempt the server did not accept who we say we are.
+    pub(super) is_turned_away: bool,
 }
+
+/// Held by whoever uses the connection; without it, it is given up.
+#[derive(Debug)]
+pub(super) struct InUse;
 
 pub(super) async fn open(
     config: &JetStreamConfig,
     metrics: &Metrics,
+    in_use: Weak<InUse>,
 ) -> Result<(Client, watch::Receiver<History>), LogError> {
-    let addresses = config
-        .url
-        .split(',')
-        .map(|url| url.trim().parse::<ServerAddr>())
-        .collect::<Result<Vec<_>, _>>()
-        .context("could not read the address of NATS")
-        .map_err(LogError::Refused)?;
-
     let (history, connection) = watch::channel(History::default());
     let metrics = metrics.clone();
-    let options = authenticated(&config.credentials)
-        .await
-        .map_err(LogError::Refused)?
-        .name(format!("vestibule-{}", config.role.as_str()))
-        .custom_inbox_prefix(config.role.inbox_prefix())
+    let (watched, role) = (in_use.clone(), config.role.as_str());
+    let options = options(config)
+        .await?
         .retry_on_initial_connect()
         .max_reconnects(None)
-        .reconnect_delay_callback(reconnect_delay)
+        .reconnect_delay_callback(move |attempts| match in_use.strong_count() {
+            0 => ABANDONED_DELAY,
+            _ => reconnect_delay(attempts),
+        })
         .ping_interval(PING_INTERVAL)
-        .connection_timeout(Duration::from_secs(2))
         .request_timeout(Some(ANSWER_TIMEOUT))
         .event_callback(move |event| {
             match &event {
@@ -62,17 +65,65 @@ pub(super) async fn open(
                 Event::Disconnected => metrics.disconnects.inc(),
                 _ => 0,
             };
-            log(&event);
+            let was_turned_away = history.borrow().is_turned_away;
+            let is_turned_away = is_turned_away(&event, was_turned_away);
+            // An attempt every two seconds: said once, it is said.
+            if is_turned_away && !was_turned_away {
+                tracing::error!("{}", turned_away(role));
+            } else if !is_turned_away && watched.strong_count() > 0 {
+                log(&event);
+            }
             let losses = u64::from(matches!(event, Event::Disconnected));
-            history.send_modify(|history| history.losses += losses);
+            history.send_modify(|history| {
+                history.losses += losses;
+                history.is_turned_away = is_turned_away;
+            });
             std::future::ready(())
         });
     let client = options
-        .connect(addresses)
+        .connect(addresses(config)?)
         .await
         .context("could not set up the connection to NATS")
         .map_err(LogError::Refused)?;
     Ok((client, connection))
+}
+
+/// Who we are, in a form that any client of ours can go on from.
+pub(super) async fn options(config: &JetStreamConfig) -> Result<ConnectOptions, LogError> {
+    Ok(authenticated(&config.credentials)
+        .await
+        .map_err(LogError::Refused)?
+        .name(format!("vestibule-{}", config.role.as_str()))
+        .custom_inbox_prefix(config.role.inbox_prefix())
+        .connection_timeout(Duration::from_secs(2)))
+}
+
+pub(super) fn addresses(config: &JetStreamConfig) -> Result<Vec<ServerAddr>, LogError> {
+    let addresses = config.url.split(',').map(|url| url.trim().parse());
+    addresses
+        .collect::<Result<_, _>>()
+        .context("could not read the address of NATS")
+        .map_err(LogError::Refused)
+}
+
+/// What to do about a server that does not accept who we say we are.
+pub(super) fn turned_away(role: &str) -> String {
+    format!(
+        "NATS does not accept the user or the password of the {role}: nats.{role} must be as the \
+         server's configuration has it"
+    )
+}
+
+/// Whether the server turns us away, by the last thing that happened.
+fn is_turned_away(event: &Event, before: bool) -> bool {
+    match event {
+        // The library hands over the kind of the error in words only.
+        Event::ClientError(ClientError::Other(error)) => {
+            *error == ConnectErrorKind::AuthorizationViolation.to_string()
+        }
+        Event::Connected => false,
+        _ => before,
+    }
 }
 
 async fn authenticated(credentials: &NatsCredentials) -> anyhow::Result<ConnectOptions> {
@@ -113,6 +164,15 @@ fn log(event: &Event) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn being_turned_away_lasts_until_something_else_is_known() {
+        let failed = |error: &str| Event::ClientError(ClientError::Other(error.to_owned()));
+        assert!(is_turned_away(&failed("authorization violation"), false));
+        assert!(!is_turned_away(&failed("IO error"), true), "now it is down");
+        assert!(is_turned_away(&Event::Disconnected, true));
+        assert!(!is_turned_away(&Event::Connected, true));
+    }
 
     #[test]
     fn attempts_slow_down_up_to_a_limit() {

@@ -97,7 +97,7 @@ impl Consumer for Durable {
 impl Durable {
     pub(super) async fn open(log: JetStream, spec: ConsumerSpec) -> Result<Self, LogError> {
         if timeout(FIRST_CONNECTION, log.connected()).await.is_err() {
-            return Err(LogError::Unavailable(anyhow!("not connected to NATS")));
+            return Err(LogError::Unavailable(log.not_connected()));
         }
         settle(&log, &spec).await?;
         Ok(Self {
@@ -340,7 +340,7 @@ impl Reply {
     /// As a request, because only an answer says that the server has taken note.
     async fn ask(&self, kind: AckKind) -> Result<(), LogError> {
         if !self.log.is_connected() {
-            return Err(LogError::Unavailable(anyhow!("not connected to NATS")));
+            return Err(LogError::Unavailable(self.log.not_connected()));
         }
         let request = Request::new().payload(kind.into()).timeout(Some(ANSWER_TIMEOUT));
         let answer = self.log.inner.client.send_request(self.subject.clone(), request);

@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::publish;
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Metrics {
     pub(super) publishes: Family<PublishLabels, Counter>,
@@ -44,6 +46,10 @@ impl Metrics {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
+        // There from the start, so that the first refusal is an increase and not a new series.
+        for result in publish::RESULTS {
+            drop(self.publishes.get_or_create(&PublishLabels { result }));
+        }
         let registry = registry.sub_registry_with_prefix("stream");
         registry.register("publishes", "Events published, by result", self.publishes.clone());
         registry.register("connects", "Connections made to NATS", self.connects.clone());

@@ -8,14 +8,20 @@
 
 mod connection;
 mod consumer;
+mod inspect;
 mod metrics;
 mod provision;
 mod publish;
 mod replay;
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use async_nats::{
     connection::State,
     jetstream::{self, ErrorCode, response::Response, stream},
@@ -31,8 +37,10 @@ use crate::{
     AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LogError, Replay,
     SignUpEvent, Stored,
 };
-pub use provision::{Provisioned, Provisioning};
+pub use inspect::{ConsumerFacts, Inspector, Misfit, ServerFacts, StreamFacts};
+pub use provision::{Difference, Provisioned, Provisioning};
 
+use connection::InUse;
 use metrics::Metrics;
 use publish::Standing;
 pub(crate) use publish::{PublishError, Publishing};
@@ -103,6 +111,16 @@ impl Role {
     }
 }
 
+/// What a stream that loses nothing is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Survey {
+    pub(crate) used_bytes: u64,
+    /// `None` where it may grow for as long as there is disk.
+    pub(crate) limit_bytes: Option<u64>,
+    /// How long it recognises what is published twice.
+    pub(crate) duplicate_window: Duration,
+}
+
 /// A log on a NATS JetStream stream. Cheap to clone.
 #[derive(Clone)]
 pub struct JetStream {
@@ -115,6 +133,9 @@ struct Inner {
     context: jetstream::Context,
     connection: watch::Receiver<connection::History>,
     metrics: Metrics,
+    /// Why events do not go into the stream although there is a connection.
+    trouble: Mutex<Option<String>>,
+    _in_use: Arc<InUse>,
 }
 
 impl fmt::Debug for JetStream {
@@ -132,12 +153,16 @@ impl JetStream {
     /// When the address or the credentials cannot be read. A server that is down is no error.
     pub async fn connect(config: JetStreamConfig) -> Result<Self, LogError> {
         let metrics = Metrics::default();
-        let (client, connection) = connection::open(&config, &metrics).await?;
+        let in_use = Arc::new(InUse);
+        let (client, connection) =
+            connection::open(&config, &metrics, Arc::downgrade(&in_use)).await?;
         let context = jetstream::ContextBuilder::new()
             .timeout(connection::ANSWER_TIMEOUT)
             .max_ack_inflight(connection::UNANSWERED_MAX)
             .build(client.clone());
-        let inner = Inner { config, client, context, connection, metrics };
+        let trouble = Mutex::default();
+        let inner =
+            Inner { config, client, context, connection, metrics, trouble, _in_use: in_use };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -165,18 +190,16 @@ impl JetStream {
     /// [`LogError::Unavailable`] while there is no connection or no stream.
     pub async fn ready(&self) -> Result<(), LogError> {
         if !self.is_connected() {
-            return Err(LogError::Unavailable(anyhow!("not connected to NATS")));
+            return Err(LogError::Unavailable(self.not_connected()));
+        }
+        if let Some(trouble) = self.trouble().clone() {
+            return Err(LogError::Unavailable(anyhow!(trouble)));
         }
         // A worker may not ask about the stream; its consumer says whether there is one.
         if self.inner.config.role == Role::Worker {
             return Ok(());
         }
-        self.stream_info().await?.map(|_| ()).ok_or_else(|| {
-            LogError::Unavailable(anyhow!(
-                "the stream {} does not exist: run `vestibule migrate`",
-                self.inner.config.stream
-            ))
-        })
+        self.existing_stream().await.map(drop)
     }
 
     /// Adds this connection's metrics to a registry.
@@ -196,13 +219,70 @@ impl JetStream {
         }
     }
 
-    fn losses(&self) -> u64 {
+    /// Why there is no connection, as far as the server has said.
+    fn not_connected(&self) -> anyhow::Error {
+        if self.inner.connection.borrow().is_turned_away {
+            anyhow!(connection::turned_away(self.inner.config.role.as_str()))
+        } else {
+            anyhow!("not connected to NATS")
+        }
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+        // A panic elsewhere leaves it whole: each change of it is one step.
+        self.inner.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What readiness is to say of the stream; whoever publishes knows best.
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble() = trouble;
+    }
+
+    /// Looks whether the stream keeps what it is given.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Refused`] names each setting by which it would lose events.
+    pub(crate) async fn survey(&self) -> Result<Survey, LogError> {
+        let info = self.existing_stream().await?;
+        let what = format!("the stream {} would lose events", self.inner.config.stream);
+        provision::refuse(&what, &provision::losing(&info.config))?;
+        Ok(Survey {
+            used_bytes: info.state.bytes,
+            limit_bytes: u64::try_from(info.config.max_bytes).ok().filter(|bytes| *bytes > 0),
+            duplicate_window: info.config.duplicate_window,
+        })
+    }
+
+    /// Deletes a durable consumer, and with it how far it was; says whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// Only the provisioner may.
+    pub async fn remove_consumer(&self, name: &str) -> Result<bool, LogError> {
+        /// Says `success`, and nothing else of interest.
+        #[derive(serde::Deserialize)]
+        struct Removed {}
+        let stream = &self.inner.config.stream;
+        let removed: Option<Removed> = self
+            .look_up(&format!("CONSUMER.DELETE.{stream}.{name}"))
+            .await
+            .with_context(|| format!("could not remove the consumer {name}"))
+            .map_err(LogError::Unavailable)?;
+        Ok(removed.is_some())
+    }
+
+    pub(crate) fn losses(&self) -> u64 {
         self.inner.connection.borrow().losses
     }
 
     /// The answer to what was asked when there had been so many losses of the connection, or `None`
     /// once it is lost again: then nothing will come, and waiting for the deadline is idle.
-    async fn unless_lost<T>(&self, losses: u64, answer: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn unless_lost<T>(
+        &self,
+        losses: u64,
+        answer: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut connection = self.inner.connection.clone();
         tokio::select! {
             biased;
@@ -224,10 +304,19 @@ impl JetStream {
             .map_err(LogError::Unavailable)
     }
 
+    async fn existing_stream(&self) -> Result<stream::Info, LogError> {
+        self.stream_info().await?.ok_or_else(|| {
+            LogError::Unavailable(anyhow!(
+                "the stream {} does not exist: run `vestibule migrate`",
+                self.inner.config.stream
+            ))
+        })
+    }
+
     /// Asks the server about something, which may not exist.
     async fn look_up<T: DeserializeOwned>(&self, what: &str) -> anyhow::Result<Option<T>> {
         if !self.is_connected() {
-            bail!("not connected to NATS");
+            return Err(self.not_connected());
         }
         let subject = format!("$JS.API.{what}");
         let answer = self.inner.client.request(subject, "".into());

@@ -82,7 +82,7 @@ async fn provision_stream(log: &JetStream) -> Result<Provisioning, LogError> {
 }
 
 /// The stream that loses nothing. Whatever could delete, roll up or replace a stored event stays off.
-fn wanted_stream(config: &JetStreamConfig) -> stream::Config {
+pub(super) fn wanted_stream(config: &JetStreamConfig) -> stream::Config {
     stream::Config {
         name: config.stream.clone(),
         description: Some("Sign-up events: the archive; nothing deletes from it but age".into()),
@@ -114,10 +114,10 @@ fn remembered(config: &JetStreamConfig) -> Duration {
 
 /// One setting that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Difference {
-    setting: &'static str,
-    found: String,
-    wanted: String,
+pub struct Difference {
+    pub setting: &'static str,
+    pub found: String,
+    pub wanted: String,
 }
 
 impl fmt::Display for Difference {
@@ -152,25 +152,16 @@ impl Comparison {
 }
 
 /// What to update, if anything, and what only an operator may change.
-fn compare_stream(
+pub(super) fn compare_stream(
     found: &stream::Config,
     wanted: &stream::Config,
 ) -> (Option<stream::Config>, Vec<Difference>) {
-    let mut must = Comparison::default();
+    let mut must = Comparison(losing(found));
     must.equal("subjects", &found.subjects, &wanted.subjects);
-    must.equal("storage", &found.storage, &wanted.storage);
-    must.equal("retention", &found.retention, &wanted.retention);
-    must.equal("discard", &found.discard, &wanted.discard);
     must.equal("deny_delete", &found.deny_delete, &true);
     must.equal("deny_purge", &found.deny_purge, &true);
-    must.equal("allow_rollup_hdrs", &found.allow_rollup, &false);
-    must.equal("allow_msg_ttl", &found.allow_message_ttl, &false);
-    must.equal("allow_msg_schedules", &found.allow_message_schedules, &false);
     must.equal("sealed", &found.sealed, &false);
-    must.equal("no_ack", &found.no_ack, &false);
-    must.equal("persist_mode", &is_async(found), &false);
-    must.equal("max_msgs", &(found.max_messages <= 0), &true);
-    must.equal("max_msgs_per_subject", &(found.max_messages_per_subject <= 0), &true);
+    must.equal("max_msgs", &unlimited(found.max_messages), &-1);
 
     let mut update = found.clone();
     update.allow_direct = true;
@@ -184,6 +175,36 @@ fn compare_stream(
         false
     });
     ((update != *found).then_some(update), must.0)
+}
+
+/// The settings by which a stream forgets what it has acknowledged, or acknowledges nothing. While
+/// there is one, no event is given to it.
+pub(super) fn losing(found: &stream::Config) -> Vec<Difference> {
+    let mut must = Comparison::default();
+    must.equal("storage", &found.storage, &StorageType::File);
+    must.equal("persist_mode", &persistence(found), &"default");
+    must.equal("retention", &found.retention, &RetentionPolicy::Limits);
+    must.equal("discard", &found.discard, &DiscardPolicy::New);
+    // However it discards, a subject that is full forgets its oldest.
+    must.equal("max_msgs_per_subject", &unlimited(found.max_messages_per_subject), &-1);
+    // With each of these a header of any publisher deletes.
+    must.equal("allow_rollup_hdrs", &found.allow_rollup, &false);
+    must.equal("allow_msg_ttl", &found.allow_message_ttl, &false);
+    must.equal("allow_msg_schedules", &found.allow_message_schedules, &false);
+    must.equal("no_ack", &found.no_ack, &false);
+    must.0
+}
+
+/// Zero means no limit as well.
+fn unlimited(limit: i64) -> i64 {
+    if limit == 0 { -1 } else { limit.max(-1) }
+}
+
+fn persistence(config: &stream::Config) -> &'static str {
+    match config.persist_mode {
+        Some(stream::PersistenceMode::Async) => "async",
+        Some(stream::PersistenceMode::Default) | None => "default",
+    }
 }
 
 impl Comparison {
@@ -201,10 +222,6 @@ impl Comparison {
             *found = wanted;
         }
     }
-}
-
-fn is_async(config: &stream::Config) -> bool {
-    matches!(config.persist_mode, Some(stream::PersistenceMode::Async))
 }
 
 /// Creates a durable consumer or brings it in line; says what became of it.

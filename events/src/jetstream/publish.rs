@@ -31,6 +31,10 @@ use crate::{AppendError, Appended, Kind, SignUpEvent, Stored, Undecodable, event
 /// them but one.
 pub(super) const WINDOWS_REMEMBERED: u32 = 6;
 
+/// What can become of a publish, as the metrics call it.
+pub(super) const RESULTS: [&str; 6] =
+    ["stored", "duplicate", "unavailable", "full", "unknown", "refused"];
+
 /// An event on its way to the stream.
 #[derive(Debug)]
 pub(crate) struct Publishing {
@@ -58,6 +62,9 @@ pub(crate) enum PublishError {
     /// Certainly not stored; the stream takes nothing for now.
     #[error("the stream does not take events")]
     Unavailable(#[source] anyhow::Error),
+    /// Certainly not stored: there is no room, until events grow old or somebody makes some.
+    #[error("the stream has no room for events")]
+    Full(#[source] anyhow::Error),
     /// Perhaps stored. Publishing again is safe.
     #[error("could not learn whether the stream holds the event")]
     Unknown(#[source] anyhow::Error),
@@ -67,9 +74,10 @@ pub(crate) enum PublishError {
 }
 
 impl PublishError {
-    const fn as_str(&self) -> &'static str {
+    pub(crate) const fn as_str(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "unavailable",
+            Self::Full(_) => "full",
             Self::Unknown(_) => "unknown",
             Self::Refused(_) => "refused",
         }
@@ -79,9 +87,9 @@ impl PublishError {
 impl From<PublishError> for AppendError {
     fn from(error: PublishError) -> Self {
         match error {
-            PublishError::Unavailable(source) | PublishError::Refused(source) => {
-                Self::NotStored(source)
-            }
+            PublishError::Unavailable(source)
+            | PublishError::Full(source)
+            | PublishError::Refused(source) => Self::NotStored(source),
             PublishError::Unknown(source) => Self::Unknown(source),
         }
     }
@@ -105,7 +113,7 @@ pub(super) async fn send(
 ) -> Result<Publishing, PublishError> {
     let sent = async {
         if !stream.is_connected() {
-            return Err(PublishError::Unavailable(anyhow!("not connected to NATS")));
+            return Err(PublishError::Unavailable(stream.not_connected()));
         }
         let message = Message::of(&event, &stream.inner.config.stream)?;
         let id = event.fingerprint.to_string();
@@ -239,7 +247,7 @@ impl Message {
 
     async fn send(&self, stream: &JetStream, id: &str) -> Result<PublishAckFuture, PublishError> {
         if !stream.is_connected() {
-            return Err(PublishError::Unavailable(anyhow!("not connected to NATS")));
+            return Err(PublishError::Unavailable(stream.not_connected()));
         }
         let message = PublishMessage::build()
             .headers(self.headers.clone()) // first, because it replaces all others
@@ -311,6 +319,15 @@ fn classify(error: NatsError) -> PublishError {
         (_, Some(ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)) => {
             PublishError::Unknown(anyhow!(error))
         }
+        (
+            _,
+            Some(
+                ErrorCode::STREAM_STORE_FAILED
+                | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+                | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
+                | ErrorCode::INSUFFICIENT_RESOURCES,
+            ),
+        ) => PublishError::Full(anyhow!(error)),
         (PublishErrorKind::MaxAckPending, _) | (_, Some(_)) => {
             PublishError::Unavailable(anyhow!(error))
         }
@@ -428,7 +445,8 @@ mod tests {
             let error: async_nats::jetstream::Error = serde_json::from_value(json).unwrap();
             classify(NatsError::with_source(PublishErrorKind::Other, error))
         };
-        assert!(matches!(with_code(10077), PublishError::Unavailable(_)), "full");
+        assert!(matches!(with_code(10077), PublishError::Full(_)), "full");
+        assert!(matches!(with_code(10167), PublishError::Unavailable(_)), "too many at a time");
         assert!(matches!(with_code(10054), PublishError::Refused(_)), "too large");
         assert!(matches!(with_code(10158), PublishError::Unknown(_)), "being replicated");
     }

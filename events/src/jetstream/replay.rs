@@ -161,7 +161,7 @@ impl Reading {
 
     async fn get(&self) -> anyhow::Result<Vec<StreamMessage>> {
         if !self.log.is_connected() {
-            return Err(anyhow!("not connected to NATS"));
+            return Err(self.log.not_connected());
         }
         let (seq, start_time) = match self.next {
             Next::Sequence(sequence) => (Some(sequence), None),

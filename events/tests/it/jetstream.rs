@@ -10,8 +10,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 use vestibule_events::{
     AppendError, Claims, Consumer, ConsumerSpec, Decision, Delivery, Email, EventLog, Filter,
-    JetStream, JetStreamConfig, Kind, LogError, NatsCredentials, Outcome, Protocol, Provisioning,
-    PseudonymKey, Replay, Role, SignUp, SignUpEvent, Start, Step,
+    Inspector, JetStream, JetStreamConfig, Kind, LogError, NatsCredentials, Outcome, Protocol,
+    Provisioning, PseudonymKey, Replay, Role, SignUp, SignUpEvent, Start, Step,
 };
 use vestibule_testkit::{Nats, eventually};
 
@@ -45,11 +45,11 @@ pub(crate) async fn provisioned(nats: &Nats) -> anyhow::Result<JetStream> {
 }
 
 /// Names the server as an operator would: with a client of its own.
-async fn operator(nats: &Nats) -> anyhow::Result<jetstream::Context> {
+pub(crate) async fn operator(nats: &Nats) -> anyhow::Result<jetstream::Context> {
     Ok(jetstream::new(async_nats::connect(nats.url()).await?))
 }
 
-async fn stored(nats: &Nats) -> anyhow::Result<u64> {
+pub(crate) async fn stored(nats: &Nats) -> anyhow::Result<u64> {
     Ok(operator(nats).await?.get_stream("SIGNUPS").await?.cached_info().state.messages)
 }
 
@@ -115,7 +115,7 @@ pub(crate) async fn next(consumer: &mut Box<dyn Consumer>) -> anyhow::Result<Del
     Ok(limited.await.context("waited in vain for a delivery")??)
 }
 
-async fn ids(log: &JetStream) -> anyhow::Result<Vec<Uuid>> {
+pub(crate) async fn ids(log: &JetStream) -> anyhow::Result<Vec<Uuid>> {
     Ok(log.replay(everything()).await?.map_ok(|stored| stored.event.id).try_collect().await?)
 }
 
@@ -617,5 +617,63 @@ async fn a_full_stream_refuses_and_keeps_what_it_has() -> anyhow::Result<()> {
     assert!(matches!(error, AppendError::NotStored(_)), "{error:?}");
     assert!(kept > 0);
     assert_eq!(stored(&nats).await?, kept);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_holds_disturbs_no_server() -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let nats = Nats::start().await?;
+    let url = format!("nats://{}", listener.local_addr()?);
+    let log = JetStream::connect(JetStreamConfig { url, ..config(&nats) }).await?;
+    for _ in 0..3 {
+        drop(listener.accept().await?); // as a server does that is on its way out
+    }
+
+    drop(log);
+
+    // One attempt may have been on its way.
+    let mut attempts = 0;
+    let more = async {
+        loop {
+            drop(listener.accept().await);
+            attempts += 1;
+        }
+    };
+    let _: Result<(), _> = tokio::time::timeout(Duration::from_secs(1), more).await;
+    assert!(attempts <= 1, "{attempts} attempts for nobody");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_inspector_tells_what_is_there_and_how_it_differs() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let log = provisioned(&nats).await?;
+    log.provision(&[spec("notify")]).await?;
+    log.append(event("ada")).await?;
+    let context = operator(&nats).await?;
+    let mut stream = context.get_stream("SIGNUPS").await?.cached_info().config.clone();
+    stream.discard = stream::DiscardPolicy::Old;
+    stream.deny_purge = false;
+    let rebuilt = context.update_stream(stream.clone()).await;
+    // What was denied stays denied; how it discards can be changed.
+    assert!(rebuilt.is_err());
+    stream.deny_purge = true;
+    context.update_stream(stream).await?;
+
+    let inspector = Inspector::connect(config(&nats)).await?;
+
+    let server = inspector.server();
+    assert!(server.has_jetstream && !server.is_clustered, "{server:?}");
+    let found = inspector.stream().await?.context("there is a stream")?;
+    let losing: Vec<_> = found.losing.iter().map(ToString::to_string).collect();
+    assert_eq!(losing, ["discard is Old and should be New"]);
+    assert_eq!(found.otherwise, []);
+    assert_eq!((found.messages, found.replicas), (1, 1));
+    assert!(found.clock_ahead.is_some_and(|it| it.abs() < time::Duration::SECOND), "{found:?}");
+    let notify = inspector.consumer(&spec("notify")).await?.context("there is a consumer")?;
+    assert_eq!((notify.waiting, notify.in_flight, notify.pulls), (1, 0, 0));
+    assert_eq!(notify.oldest, Some(found.first));
+    assert_eq!(inspector.consumer(&spec("other")).await?, None);
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_nats::{HeaderMap, jetstream::stream::DiscardPolicy};
 use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
@@ -20,7 +21,7 @@ use vestibule_events::{
 };
 use vestibule_testkit::{Nats, eventually};
 
-use crate::jetstream::{config, connect, event, event_at, metric, provisioned};
+use crate::jetstream::{config, connect, event, event_at, metric, operator, provisioned, stored};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -70,15 +71,18 @@ async fn append(local: &LocalLog, name: &str, count: usize) -> anyhow::Result<Ve
     Ok(ids.try_collect().await?)
 }
 
-async fn read(log: &dyn EventLog) -> anyhow::Result<Vec<Uuid>> {
-    let everything = Replay {
+fn everything() -> Replay {
+    Replay {
         start: Start::Beginning,
         until: None,
         filter: Filter::default(),
         person: None,
         follow: false,
-    };
-    Ok(log.replay(everything).await?.map_ok(|stored| stored.event.id).try_collect().await?)
+    }
+}
+
+async fn read(log: &dyn EventLog) -> anyhow::Result<Vec<Uuid>> {
+    Ok(log.replay(everything()).await?.map_ok(|stored| stored.event.id).try_collect().await?)
 }
 
 async fn drained(local: &LocalLog) -> anyhow::Result<()> {
@@ -303,4 +307,121 @@ async fn an_event_that_the_stream_refuses_stays_and_stops_no_other() -> anyhow::
     let left = local.backlog(relay::CONSUMER).await?;
     assert!(left.is_some_and(|left| left.waiting + left.in_flight == 1), "{left:?}");
     Ok(())
+}
+
+/// What readiness would say of the stream.
+async fn trouble(stream: &JetStream) -> String {
+    match stream.ready().await {
+        Ok(()) => String::new(),
+        Err(LogError::Unavailable(error) | LogError::Refused(error)) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn a_full_stream_keeps_what_it_has_and_the_relay_the_rest() -> anyhow::Result<()> {
+    const COUNT: usize = 40;
+    let (nats, directory) = (Nats::start().await?, TempDir::new()?);
+    let mut small = config(&nats);
+    small.max_bytes = 16 * 1024;
+    let (stream, local) = (connect(small.clone()).await?, open(directory.path()).await?);
+    stream.provision(&[]).await?;
+    append(&local, "person", COUNT).await?;
+    let relay = Running::start(&local, &stream);
+    let mut registry = Registry::default();
+    relay.progress.register(&mut registry);
+
+    eventually(LIMIT, "the stream is full", async || {
+        metric(&registry, "relay_stream_full") == 1.0 && trouble(&stream).await.contains("is full")
+    })
+    .await?;
+    let kept = stored(&nats).await?;
+    assert!(kept > 0 && kept < COUNT as u64, "{kept}");
+    assert_eq!(read(&stream).await?[..], read(&local).await?[..kept as usize]);
+
+    let roomier = connect(vestibule_events::JetStreamConfig { max_bytes: 1 << 20, ..small });
+    roomier.await?.provision(&[]).await?;
+    drained(&local).await?;
+    assert_eq!(read(&stream).await?, read(&local).await?);
+    eventually(LIMIT, "all is well", async || {
+        metric(&registry, "relay_stream_full") == 0.0 && trouble(&stream).await.is_empty()
+    })
+    .await?;
+    relay.end().await
+}
+
+#[tokio::test]
+async fn a_stream_that_would_lose_events_is_given_none_before_it_is_mended() -> anyhow::Result<()> {
+    let (nats, directory) = (Nats::start().await?, TempDir::new()?);
+    let (stream, local) = (provisioned(&nats).await?, open(directory.path()).await?);
+    let context = operator(&nats).await?;
+    let mut settings = context.get_stream("SIGNUPS").await?.cached_info().config.clone();
+    settings.discard = DiscardPolicy::Old;
+    context.update_stream(&settings).await?;
+    append(&local, "person", 3).await?;
+    let relay = Running::start(&local, &stream);
+    let mut registry = Registry::default();
+    relay.progress.register(&mut registry);
+
+    eventually(LIMIT, "nothing is published", async || {
+        metric(&registry, "relay_held_back") == 1.0
+            && trouble(&stream).await.contains("discard is Old and should be New")
+    })
+    .await?;
+    assert_eq!(stored(&nats).await?, 0);
+
+    settings.discard = DiscardPolicy::New;
+    context.update_stream(&settings).await?;
+    drained(&local).await?;
+    assert_eq!(read(&stream).await?, read(&local).await?);
+    assert_eq!(
+        (metric(&registry, "relay_held_back"), trouble(&stream).await),
+        (0.0, String::new())
+    );
+    relay.end().await
+}
+
+/// As it is when a relay crashes between publishing and acknowledging, and stays away for longer
+/// than the server remembers message ids.
+#[tokio::test]
+async fn what_was_published_long_ago_is_not_published_again() -> anyhow::Result<()> {
+    let (nats, directory) = (Nats::start().await?, TempDir::new()?);
+    let mut forgetful = config(&nats);
+    forgetful.duplicate_window = Duration::from_millis(50);
+    forgetful.refusal_window = Duration::from_millis(50);
+    let (stream, local) = (connect(forgetful).await?, open(directory.path()).await?);
+    stream.provision(&[]).await?;
+    append(&local, "person", 10).await?;
+    let appended = read(&local).await?;
+    let events: Vec<_> = local.replay(everything()).await?.try_collect().await?;
+    for held in &events[..7] {
+        stream.append(held.event.clone()).await?;
+    }
+    forgotten(&nats).await?;
+
+    assert_eq!(relay::step(&local, &stream).await?, 10);
+
+    let mut held = read_ours(&stream).await?;
+    held.sort_unstable();
+    let mut wanted = appended;
+    wanted.sort_unstable();
+    assert_eq!(held, wanted, "lost or doubled");
+    Ok(())
+}
+
+/// Returns once the server no longer remembers the ids of what it was given before.
+async fn forgotten(nats: &Nats) -> anyhow::Result<()> {
+    let context = operator(nats).await?;
+    let publish = async || {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", "marker");
+        let subject = "signups.other.accepted";
+        anyhow::Ok(context.publish_with_headers(subject, headers, "{}".into()).await?.await?)
+    };
+    publish().await?;
+    eventually(LIMIT, "an id is forgotten", async || anyhow::Ok(!publish().await?.duplicate)).await
+}
+
+async fn read_ours(stream: &JetStream) -> anyhow::Result<Vec<Uuid>> {
+    let items: Vec<_> = stream.replay(everything()).await?.collect().await;
+    Ok(items.into_iter().filter_map(Result::ok).map(|it| it.event.id).collect())
 }

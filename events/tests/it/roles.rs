@@ -7,12 +7,12 @@ use async_nats::{Client, ConnectOptions, Event, jetstream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 use vestibule_events::{
-    ConsumerSpec, EventLog, Filter, JetStream, JetStreamConfig, Kind, LogError, NatsCredentials,
-    Replay, Role, Start,
+    Backlog, ConsumerSpec, EventLog, Filter, Inspector, JetStream, JetStreamConfig, Kind, LogError,
+    NatsCredentials, Replay, Role, Start,
 };
 use vestibule_testkit::{Nats, eventually};
 
-use crate::jetstream::{config, connect, event, next, spec};
+use crate::jetstream::{config, connect, event, ids, next, spec};
 
 const NATS_CONF: &str = include_str!("../../../nats.conf");
 
@@ -105,14 +105,13 @@ impl Intruder {
 }
 
 /// What no role may do, whatever else it may.
-const NOBODY_MAY_PUBLISH: [&str; 14] = [
+const NOBODY_MAY_PUBLISH: [&str; 13] = [
     "$JS.API.STREAM.DELETE.SIGNUPS",
     "$JS.API.STREAM.PURGE.SIGNUPS",
     "$JS.API.STREAM.MSG.DELETE.SIGNUPS",
     "$JS.API.STREAM.SNAPSHOT.SIGNUPS",
     "$JS.API.STREAM.RESTORE.SIGNUPS",
     "$JS.API.STREAM.CREATE.OTHER",
-    "$JS.API.CONSUMER.DELETE.SIGNUPS.notify",
     "$JS.API.CONSUMER.CREATE.SIGNUPS",
     "$JS.API.CONSUMER.DURABLE.CREATE.SIGNUPS.notify",
     "$JS.API.CONSUMER.RESET.SIGNUPS.notify",
@@ -153,6 +152,7 @@ async fn only_the_provisioner_changes_consumers_and_only_the_relay_publishes() -
             "$JS.API.STREAM.CREATE.SIGNUPS",
             "$JS.API.CONSUMER.CREATE.SIGNUPS.notify",
             "$JS.API.CONSUMER.CREATE.SIGNUPS.notify.signups.*.accepted",
+            "$JS.API.CONSUMER.DELETE.SIGNUPS.notify",
         ] {
             intruder.may_not_publish(subject).await.with_context(|| format!("as {role:?}"))?;
         }
@@ -275,6 +275,78 @@ async fn a_header_of_a_publisher_erases_nothing() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn the_provisioner_removes_a_consumer_for_good() -> anyhow::Result<()> {
+    let nats = installed().await?;
+    let provisioner = as_role(&nats, Role::Provisioner).await?;
+
+    assert!(provisioner.remove_consumer("notify").await?);
+
+    assert!(!provisioner.remove_consumer("notify").await?, "there is none any more");
+    assert!(provisioner.backlog("notify").await?.is_none());
+    assert!(provisioner.backlog("database").await?.is_some());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_shipped_users_can_do_what_they_must_and_no_more() -> anyhow::Result<()> {
+    let nats = installed().await?;
+    let consumers = WORKERS.map(String::from);
+    for role in [Role::Relay, Role::Worker, Role::Auditor, Role::Provisioner] {
+        let config = JetStreamConfig { credentials: credentials(role), role, ..config(&nats) };
+        let misfits = Inspector::connect(config).await?.misfits(&consumers).await?;
+        assert_eq!(misfits, [], "{role:?}");
+    }
+    let relay = as_role(&nats, Role::Relay).await?;
+    assert!(ids(&relay).await?.is_empty(), "trying has left something");
+    for name in WORKERS {
+        assert!(backlog_of(&nats, name).await?.is_empty(), "trying has taken something");
+    }
+    Ok(())
+}
+
+async fn backlog_of(nats: &Nats, name: &str) -> anyhow::Result<Backlog> {
+    let auditor = as_role(nats, Role::Auditor).await?;
+    auditor.backlog(name).await?.context("no consumer")
+}
+
+#[tokio::test]
+async fn users_with_other_rights_are_found_and_trying_them_does_no_harm() -> anyhow::Result<()> {
+    // The relay may do everything, the worker may not acknowledge in the old way.
+    let text = NATS_CONF
+        .replacen("\"signups.*.*\"", "\">\"", 1)
+        .replacen("\"_INBOX_relay.>\"", "\">\"", 1)
+        .replacen("\"$JS.ACK.SIGNUPS.*.>\"", "", 1);
+    let nats = installed_with(&text).await?;
+    let relay = as_role(&nats, Role::Relay).await?;
+    for n in 0..3 {
+        relay.append(event(&n.to_string())).await?;
+    }
+    let misfits = async |role| {
+        let config = JetStreamConfig { credentials: credentials(role), role, ..config(&nats) };
+        let mut inspector = Inspector::connect(config).await?;
+        anyhow::Ok(inspector.misfits(&WORKERS.map(String::from)).await?)
+    };
+
+    let of_relay = misfits(Role::Relay).await?;
+    for what in ["delete streams", "purge streams", "delete events", "take events"] {
+        assert!(
+            of_relay.iter().any(|it| it.what == what && it.is_allowed),
+            "{what}: {of_relay:#?}"
+        );
+    }
+    let of_worker = misfits(Role::Worker).await?;
+    assert!(of_worker.iter().all(|it| !it.is_allowed && it.what == "acknowledge events"));
+    assert_eq!(of_worker.len(), WORKERS.len(), "{of_worker:#?}");
+
+    assert_eq!(ids(&relay).await?.len(), 3);
+    for name in WORKERS {
+        let backlog = backlog_of(&nats, name).await?;
+        assert_eq!((backlog.waiting, backlog.in_flight), (3, 0));
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_never_let_in() -> anyhow::Result<()> {
     let nats = installed().await?;
     let wrong = NatsCredentials::UserPassword { user: "relay".into(), password: "guess".into() };
@@ -290,6 +362,17 @@ async fn a_wrong_password_is_never_let_in() -> anyhow::Result<()> {
     })
     .await?;
     assert!(!log.is_connected());
-    assert!(matches!(log.ready().await, Err(LogError::Unavailable(_))));
+    // An outage would say otherwise: nobody has to look at the network for this.
+    eventually(Duration::from_secs(10), "we say so", async || {
+        let Err(LogError::Unavailable(error)) = log.ready().await else { return false };
+        error.to_string().contains("does not accept the user or the password of the relay")
+    })
+    .await?;
+    let inspector = Inspector::connect(JetStreamConfig {
+        credentials: NatsCredentials::UserPassword { user: "relay".into(), password: "no".into() },
+        role: Role::Relay,
+        ..config(&nats)
+    });
+    assert!(matches!(inspector.await, Err(LogError::Refused(_))));
     Ok(())
 }
