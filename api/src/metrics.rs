@@ -6,7 +6,7 @@
 
 use std::{
     array,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -16,9 +16,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use time::OffsetDateTime;
-use vestibule_events::{ConnectorName, Mode, Outcome, Step};
+use vestibule_events::{Mode, Outcome, Step};
 
-use crate::{Credential, CredentialKind, Problem, Rules, auth::Denied};
+use crate::{ConnectorSettings, Credential, CredentialKind, Problem, Rules, auth::Denied};
 
 /// Fine where answers are expected, coarse where the deadline is near.
 const SECONDS: [f64; 20] = [
@@ -155,6 +155,7 @@ struct ModeLabels {
 pub(crate) struct Metrics {
     calls: Family<CallLabels, Counter>,
     seconds: Seconds,
+    deadline: Family<ConnectorLabels, Gauge<f64, AtomicU64>>,
     denied: Family<CauseLabels, Counter>,
     credential_uses: Family<CredentialLabels, Counter>,
     credential_last_used: Family<CredentialLabels, Gauge>,
@@ -178,6 +179,7 @@ impl Metrics {
         let it = Self {
             calls: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            deadline: Family::default(),
             denied: Family::default(),
             credential_uses: Family::default(),
             credential_last_used: Family::default(),
@@ -202,6 +204,12 @@ impl Metrics {
             "Time from the arrival of a call to its answer",
             Unit::Seconds,
             it.seconds.clone(),
+        );
+        registry.register_with_unit(
+            "vestibule_connector_deadline",
+            "Time within which every call is to be answered, as it is configured",
+            Unit::Seconds,
+            it.deadline.clone(),
         );
         registry.register(
             "vestibule_connector_denied",
@@ -294,11 +302,11 @@ pub(crate) struct ConnectorMetrics {
 impl ConnectorMetrics {
     pub(crate) fn new(
         metrics: Arc<Metrics>,
-        connector: &ConnectorName,
-        credentials: &[Credential],
+        ConnectorSettings { name, credentials, deadline, .. }: &ConnectorSettings,
     ) -> Self {
-        let connector = connector.as_str().to_owned();
+        let connector = name.as_str().to_owned();
         let by_connector = ConnectorLabels { connector: connector.clone() };
+        metrics.deadline.get_or_create_owned(&by_connector).set(deadline.as_secs_f64());
         let by_cause = |cause| CauseLabels { connector: connector.clone(), cause };
         let denied = array::from_fn(|_| OnceLock::new());
         // Of every kind of credential; the other causes show once they occur.

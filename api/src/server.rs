@@ -98,8 +98,7 @@ impl Api {
         for settings in connectors {
             let name = settings.name.clone();
             let credentials = Credentials::new(&settings.credentials);
-            let counters =
-                ConnectorMetrics::new(Arc::clone(&metrics), &name, &settings.credentials);
+            let counters = ConnectorMetrics::new(Arc::clone(&metrics), &settings);
             let connector = Connector {
                 challenges: credentials.challenges(),
                 credentials,

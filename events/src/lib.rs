@@ -24,8 +24,11 @@ pub use approval::{Approval, ApprovalLinks, LinkError, UnknownVerdict, Verdict};
 pub use decision::{Decision, Effect, LookupReason, Mode, Outcome, Reason};
 pub use event::{Kind, SignUpEvent, event_schema};
 pub use fingerprint::{Fingerprint, Person, PseudonymKey};
-pub use jetstream::{JetStream, JetStreamConfig, NatsCredentials, Provisioned, Provisioning, Role};
-pub use local::{LocalLog, LocalLogConfig, Retention};
+pub use jetstream::{
+    ConsumerFacts, Difference, Inspector, JetStream, JetStreamConfig, Misfit, NatsCredentials,
+    Provisioned, Provisioning, Role, ServerFacts, StreamFacts,
+};
+pub use local::{LocalLog, LocalLogConfig, LogContents, LogCopy, Retention};
 pub use log::{
     Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, EventLog,
     Filter, LogError, Replay, Start, Stored, Undecodable,

@@ -18,7 +18,7 @@ use crate::{
     Done, Store, StoreError,
     error::Cause,
     inbox, outbox,
-    session::{Session, execute, fetch_all, fetch_optional},
+    session::{Session, execute, fetch_all, fetch_one, fetch_optional},
     text::{storable, storable_time, to_the_second},
 };
 
@@ -220,6 +220,17 @@ impl Store {
             .build_query_as()
         )?;
         rows.into_iter().map(ApprovalRequest::try_from).collect()
+    }
+
+    /// How many requests nobody has decided yet.
+    pub async fn requests_waiting(&self) -> Result<u64, StoreError> {
+        let mut session = self.read().await?;
+        let (count,): (i64,) = fetch_one!(
+            &mut session,
+            sqlx::query_as("SELECT count(*) FROM approval_requests WHERE state = $1")
+                .bind(RequestState::Pending.as_str())
+        )?;
+        Ok(u64::try_from(count).unwrap_or_default())
     }
 
     /// The request that an event opened or was noted on; so the id of a request finds it, too.

@@ -11,6 +11,7 @@ mod publish;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use time::OffsetDateTime;
 use uuid::Uuid;
 use vestibule_events::{
@@ -28,6 +29,7 @@ pub struct ApprovalDesk {
     store: Arc<OnceLock<Store>>,
     key: Arc<PseudonymKey>,
     links: ApprovalLinks,
+    waiting: Gauge,
 }
 
 /// Why a request could not be looked at or decided.
@@ -53,7 +55,16 @@ impl ApprovalDesk {
 
     #[must_use]
     pub fn new(store: Arc<OnceLock<Store>>, key: Arc<PseudonymKey>) -> Self {
-        Self { store, links: ApprovalLinks::new(&key), key }
+        Self { store, links: ApprovalLinks::new(&key), key, waiting: Gauge::default() }
+    }
+
+    /// Puts its metric into `registry`; [`publish_decisions`] keeps it true.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "vestibule_approvals_waiting",
+            "Requests for approval that nobody has decided yet",
+            self.waiting.clone(),
+        );
     }
 
     fn store(&self) -> Result<&Store, DeskError> {

@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// After a failure.
 const LONGER_PAUSE: Duration = Duration::from_secs(5);
 
-/// Between two looks for requests whose time is over.
+/// Between two looks for requests whose time is over, and at how many wait.
 const EXPIRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// So many events are read at once.
@@ -97,6 +97,8 @@ async fn expire(desk: &ApprovalDesk, store: &Store) -> anyhow::Result<()> {
     if expired > 0 {
         info!(requests = expired, "requests for approval have expired");
     }
+    let waiting = store.requests_waiting().await?;
+    desk.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     Ok(())
 }
 

@@ -93,6 +93,15 @@ impl Durable {
         }
     }
 
+    /// Whether it was free: one at a time has it.
+    pub(super) fn take(&self) -> bool {
+        !self.open.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn give_back(&self) {
+        self.open.store(false, Ordering::Release);
+    }
+
     /// The row to save: name, cursor, pending, filter.
     pub(super) fn row(&self) -> serde_json::Value {
         let state = self.state();
@@ -187,7 +196,7 @@ impl LocalConsumer {
         durable: Arc<Durable>,
         spec: ConsumerSpec,
     ) -> Result<Self, LogError> {
-        if durable.open.swap(true, Ordering::AcqRel) {
+        if !durable.take() {
             return Err(LogError::Refused(anyhow!(
                 "consumer {} is open already in this process; one at a time reads under a name",
                 spec.name
@@ -367,7 +376,7 @@ impl Consumer for LocalConsumer {
 
 impl Drop for LocalConsumer {
     fn drop(&mut self) {
-        self.durable.open.store(false, Ordering::Release);
+        self.durable.give_back();
     }
 }
 

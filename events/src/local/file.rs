@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, anyhow};
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    sqlite::{
+        SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions,
+        SqliteSynchronous,
+    },
 };
 
 use crate::LogError;
@@ -56,26 +59,58 @@ pub(super) enum Sync {
     Lazy,
 }
 
-/// Makes the file and its tables where they do not exist.
-pub(super) async fn create(path: &Path) -> Result<(), LogError> {
+/// Makes the file and its tables where they do not exist, for whoever holds `lock`.
+pub(super) async fn create(path: &Path, lock: &Lock) -> Result<(), LogError> {
     if let Some(directory) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("could not create the directory {}", directory.display()))
             .map_err(LogError::Refused)?;
+    }
+    if lock.had_log && std::fs::metadata(path).map_or(0, |it| it.len()) == 0 {
+        return Err(lost(path, &lock.path));
     }
     create_private(path)
         .with_context(|| format!("could not create {}", path.display()))
         .map_err(LogError::Refused)?;
 
     let mut connection = writer(path, Sync::Full).await?;
-    match version(&mut connection).await.map_err(failed(path))? {
-        SCHEMA_VERSION => {}
+    lay_out(path, &mut connection).await?;
+    connection.close().await.map_err(failed(path))?;
+    lock.note_log();
+    Ok(())
+}
+
+async fn lay_out(path: &Path, connection: &mut SqliteConnection) -> Result<(), LogError> {
+    match version(connection).await.map_err(failed(path))? {
+        SCHEMA_VERSION => Ok(()),
         0 => {
-            sqlx::raw_sql(SCHEMA).execute(&mut connection).await.map_err(failed(path))?;
+            let others: i64 = sqlx::query_scalar("select count(*) from sqlite_master")
+                .fetch_one(&mut *connection)
+                .await
+                .map_err(failed(path))?;
+            if others > 0 {
+                return Err(no_log(path));
+            }
+            sqlx::raw_sql(SCHEMA).execute(connection).await.map_err(failed(path)).map(drop)
         }
-        other => return Err(from_later_version(path, other)),
+        other => Err(from_later_version(path, other)),
     }
-    connection.close().await.map_err(failed(path))
+}
+
+/// An empty log in the place of one that was there would pass for it, and the events would never be
+/// missed.
+fn lost(path: &Path, lock: &Path) -> LogError {
+    LogError::Refused(anyhow!(
+        "the log {path} is gone or empty, and {lock} says that there was one: bring it back from a \
+         backup (with its -wal file, if there is one), or remove {lock} and {path}* to begin with \
+         an empty log",
+        path = path.display(),
+        lock = lock.display(),
+    ))
+}
+
+fn no_log(path: &Path) -> LogError {
+    LogError::Refused(anyhow!("{} is not a log; name another data folder", path.display()))
 }
 
 /// An existing file is left as it is; a new one is for this user alone, as it holds personal data.
@@ -97,6 +132,8 @@ pub(super) async fn writer(path: &Path, sync: Sync) -> Result<SqliteConnection, 
         Sync::Lazy => SqliteSynchronous::Normal,
     };
     options(path)
+        // Of a new file; one that was made without keeps its size and uses its free pages again.
+        .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(synchronous)
         .pragma("wal_autocheckpoint", AUTOCHECKPOINT_PAGES)
@@ -106,6 +143,61 @@ pub(super) async fn writer(path: &Path, sync: Sync) -> Result<SqliteConnection, 
         .connect()
         .await
         .map_err(failed(path))
+}
+
+/// A connection to a new log that holds a copy: nobody else opens it before it is whole, so it needs
+/// no journal, and whoever writes it says when it is to be synced.
+pub(super) async fn copy_target(path: &Path) -> Result<SqliteConnection, LogError> {
+    if path.exists() {
+        return Err(LogError::Refused(anyhow!("{} is there already", path.display())));
+    }
+    create_private(path)
+        .with_context(|| format!("could not create {}", path.display()))
+        .map_err(LogError::Refused)?;
+    let options = options(path)
+        .auto_vacuum(SqliteAutoVacuum::Incremental)
+        .journal_mode(SqliteJournalMode::Off)
+        .synchronous(SqliteSynchronous::Off);
+    let mut connection = options.connect().await.map_err(failed(path))?;
+    lay_out(path, &mut connection).await?;
+    Ok(connection)
+}
+
+/// A connection to a log that nobody writes, and that may lie where nothing can be written.
+pub(super) async fn still(path: &Path) -> Result<SqliteConnection, LogError> {
+    let options = options(path).read_only(true).immutable(true);
+    let mut connection = options.connect().await.map_err(failed(path))?;
+    match version(&mut connection).await.map_err(failed(path))? {
+        SCHEMA_VERSION => Ok(connection),
+        0 => Err(no_log(path)),
+        other => Err(from_later_version(path, other)),
+    }
+}
+
+/// Gives at most `most` unused pages back to the disk, where there are many; says how many.
+pub(super) async fn shrink(
+    connection: &mut SqliteConnection,
+    most: u64,
+) -> Result<u64, sqlx::Error> {
+    let pragma = |name: &'static str| sqlx::query_scalar::<_, i64>(name);
+    let free = pragma("pragma freelist_count").fetch_one(&mut *connection).await?;
+    let pages = pragma("pragma page_count").fetch_one(&mut *connection).await?;
+    let surplus = surplus_pages(pages.cast_unsigned(), free.cast_unsigned()).min(most);
+    // 2 is incremental; a file that was made without cannot be shrunk in steps.
+    if surplus == 0 || pragma("pragma auto_vacuum").fetch_one(&mut *connection).await? != 2 {
+        return Ok(0);
+    }
+    let step = sqlx::AssertSqlSafe(format!("pragma incremental_vacuum({surplus})"));
+    sqlx::query(step).execute(connection).await?;
+    Ok(surplus)
+}
+
+/// How many of the free pages are not worth keeping. Those kept take the next events without the
+/// file having to grow again.
+fn surplus_pages(pages: u64, free: u64) -> u64 {
+    const KEPT_MIN: u64 = 16 * 1024;
+    let used = pages.saturating_sub(free);
+    free.saturating_sub(KEPT_MIN.max(used / 4))
 }
 
 /// Connections that read.
@@ -129,10 +221,7 @@ pub(super) async fn existing_readers(path: &Path) -> Result<SqlitePool, LogError
     let mut connection = pool.acquire().await.map_err(failed(path))?;
     match version(&mut connection).await.map_err(failed(path))? {
         SCHEMA_VERSION => {}
-        0 => {
-            let error = anyhow!("{} is not a log", path.display());
-            return Err(LogError::Refused(error));
-        }
+        0 => return Err(no_log(path)),
         other => return Err(from_later_version(path, other)),
     }
     drop(connection);
@@ -160,10 +249,26 @@ fn from_later_version(path: &Path, found: i64) -> LogError {
 }
 
 /// Holds off a second process. The lock goes with the process, however that ends.
-pub(super) fn lock(log: &Path, role: &str) -> Result<File, LogError> {
-    let mut path = log.as_os_str().to_owned();
-    path.push(format!(".{role}.lock"));
-    let path = PathBuf::from(path);
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+    path: PathBuf,
+    /// Whoever held it before had a log here.
+    had_log: bool,
+}
+
+impl Lock {
+    /// Says who holds it, and that there is a log from now on.
+    pub(super) fn note_log(&self) {
+        let holder = format!("process {}\n", std::process::id());
+        // What is said helps whoever is refused; without it the lock is as good.
+        let written = self.file.write_all_at(holder.as_bytes(), 0);
+        let _ = written.and_then(|()| self.file.set_len(holder.len() as u64));
+    }
+}
+
+pub(super) fn lock(log: &Path, role: &str) -> Result<Lock, LogError> {
+    let path = beside(log, &format!(".{role}.lock"));
     let refused = |error: io::Error| {
         LogError::Refused(
             anyhow::Error::from(error).context(format!("could not open {}", path.display())),
@@ -173,19 +278,33 @@ pub(super) fn lock(log: &Path, role: &str) -> Result<File, LogError> {
         std::fs::create_dir_all(directory).map_err(refused)?;
     }
     let mut options = OpenOptions::new();
-    options.create(true).write(true).truncate(false);
+    options.create(true).read(true).write(true).truncate(false);
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.open(&path).map_err(refused)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::Refused(anyhow!(
-            "the log {} is in use as {role} by another process (it holds {}); \
-             stop that one, or give this one a data directory of its own",
-            log.display(),
-            path.display()
-        ))),
+    let taken = file.try_lock();
+    let mut said = [0; 64];
+    let length = file.read_at(&mut said, 0).map_err(refused)?;
+    match taken {
+        Ok(()) => Ok(Lock { file, path, had_log: length > 0 }),
+        Err(TryLockError::WouldBlock) => {
+            let holder = std::str::from_utf8(&said[..length]).unwrap_or_default().trim();
+            let holder = if holder.is_empty() { "another process" } else { holder };
+            Err(LogError::Refused(anyhow!(
+                "the log {} is in use as {role} by {holder}, which holds {}; stop that one, or \
+                 give this one a data directory of its own",
+                log.display(),
+                path.display()
+            )))
+        }
         Err(TryLockError::Error(error)) => Err(refused(error)),
     }
+}
+
+/// A file beside the log whose name begins with the log's.
+pub(super) fn beside(log: &Path, suffix: &str) -> PathBuf {
+    let mut path = log.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 /// Which file a path named. A file that was deleted takes writes as before, and loses all of them
@@ -221,16 +340,46 @@ impl Identity {
 pub(super) fn failed(path: &Path) -> impl FnOnce(sqlx::Error) -> LogError {
     let doing = format!("could not use the log {}", path.display());
     move |error| {
-        let permanent = code(&error).is_some_and(is_permanent_code);
+        let code = code(&error);
+        let doing = match code.and_then(remedy) {
+            Some(remedy) => format!("{doing}; {remedy}"),
+            None => doing,
+        };
         let error = anyhow::Error::from(error).context(doing);
-        if permanent { LogError::Refused(error) } else { LogError::Unavailable(error) }
+        if code.is_some_and(is_permanent_code) {
+            LogError::Refused(error)
+        } else {
+            LogError::Unavailable(error)
+        }
     }
+}
+
+/// What somebody can do, where it can be known.
+fn remedy(code: i32) -> Option<&'static str> {
+    Some(match code & PRIMARY {
+        FULL => "its disk is full: free some space, and it goes on by itself",
+        PERM | READONLY | CANTOPEN => {
+            "see that its folder and the files in it can be written by this user, and that the \
+             file system is not mounted read-only"
+        }
+        CORRUPT | NOTADB => {
+            "the file is damaged: stop Vestibule and keep all files that begin with its name; \
+             `vestibule backup --salvage DIR` copies what can still be read and says what is \
+             lost, and a copy made by `vestibule backup` earlier can take its place"
+        }
+        _ => return None,
+    })
 }
 
 /// Somebody has to mend the file. That it cannot be opened does not say so: a process that has run
 /// out of handles hears the same, and must not give its consumers up for it.
 fn is_permanent_code(code: i32) -> bool {
     [PERM, READONLY, CORRUPT, NOTADB].contains(&(code & PRIMARY))
+}
+
+/// Whether what was asked for lies in a damaged part of the file.
+pub(super) fn is_damage(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|it| [CORRUPT, NOTADB].contains(&(it & PRIMARY)))
 }
 
 /// Whether a failed commit may be on disk all the same.
@@ -256,13 +405,13 @@ const PERM: i32 = 3;
 const READONLY: i32 = 8;
 const IOERR: i32 = 10;
 const CORRUPT: i32 = 11;
+const FULL: i32 = 13;
+const CANTOPEN: i32 = 14;
 const NOTADB: i32 = 26;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const CANTOPEN: i32 = 14;
 
     #[test]
     fn a_consumer_is_given_up_only_for_a_file_that_somebody_must_mend() {
@@ -277,7 +426,6 @@ mod tests {
     #[test]
     fn only_what_may_hide_a_commit_is_ambiguous() {
         const BUSY: i32 = 5;
-        const FULL: i32 = 13;
         const IOERR_WRITE: i32 = IOERR | 3 << 8;
         const IOERR_FSYNC: i32 = IOERR | 4 << 8;
         const CONSTRAINT_TRIGGER: i32 = 19 | 7 << 8;
@@ -287,5 +435,13 @@ mod tests {
         for code in [Some(IOERR_WRITE), Some(IOERR_FSYNC), None] {
             assert!(is_ambiguous_code(code), "{code:?}");
         }
+    }
+
+    #[test]
+    fn room_is_given_back_once_there_is_much_of_it() {
+        assert_eq!(surplus_pages(20_000, 16_384), 0, "so much is kept in any case");
+        assert_eq!(surplus_pages(20_000, 16_400), 16);
+        assert_eq!(surplus_pages(1_000_000, 190_000), 0, "a quarter of what is used is kept");
+        assert_eq!(surplus_pages(1_000_000, 300_000), 125_000);
     }
 }

@@ -17,7 +17,9 @@ pub(super) struct Metrics {
     pub(super) group_events: Histogram,
     pub(super) commit_seconds: Histogram,
     pub(super) events: Gauge,
-    pub(super) file_bytes: Gauge,
+    pub(super) oldest_seconds: Gauge,
+    pub(super) bytes: Gauge,
+    pub(super) free_bytes: Gauge,
     pub(super) trimmed: Counter,
     pub(super) forgotten: Counter,
 }
@@ -42,7 +44,9 @@ impl Metrics {
             group_events: Histogram::new(exponential_buckets(1.0, 2.0, 10)),
             commit_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 15)),
             events: Gauge::default(),
-            file_bytes: Gauge::default(),
+            oldest_seconds: Gauge::default(),
+            bytes: Gauge::default(),
+            free_bytes: Gauge::default(),
             trimmed: Counter::default(),
             forgotten: Counter::default(),
         }
@@ -55,7 +59,13 @@ impl Metrics {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
-        let log = registry.sub_registry_with_prefix("vestibule_local_log");
+        registry.sub_registry_with_prefix("vestibule").register_with_unit(
+            "log",
+            "Size of the local log with its write-ahead log",
+            Unit::Bytes,
+            self.bytes.clone(),
+        );
+        let log = registry.sub_registry_with_prefix("vestibule_log");
         log.register("appends", "Appended events by result", self.appends.clone());
         log.register("group_events", "Events in one commit", self.group_events.clone());
         log.register_with_unit(
@@ -66,10 +76,16 @@ impl Metrics {
         );
         log.register("events", "Events in the local log", self.events.clone());
         log.register_with_unit(
-            "file",
-            "Size of the local log with its write-ahead log",
+            "oldest",
+            "Age of the oldest event in the local log",
+            Unit::Seconds,
+            self.oldest_seconds.clone(),
+        );
+        log.register_with_unit(
+            "free",
+            "Free space on the disk of the local log",
             Unit::Bytes,
-            self.file_bytes.clone(),
+            self.free_bytes.clone(),
         );
         log.register("trimmed", "Events removed by retention", self.trimmed.clone());
         log.register(

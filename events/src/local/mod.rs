@@ -11,16 +11,18 @@
 
 mod book;
 mod consumer;
+mod copy;
 mod file;
 mod held;
 mod metrics;
 mod read;
 mod upkeep;
+mod wal;
 mod writer;
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
@@ -33,14 +35,15 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::copy::{LogContents, LogCopy};
 use self::{
     consumer::{Durable, LocalConsumer, SavedFilter},
-    file::Identity,
-    file::Sync,
+    file::{Identity, Lock, Sync},
     held::{Call, HELD_MAX, Held, Place, Windows},
     metrics::Metrics,
     read::Reader,
-    writer::{Append, Command, Connections, Save, Trouble, Writer},
+    upkeep::Size,
+    writer::{Append, Command, Connections, Health, Save, Writer},
 };
 use crate::{
     AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LogError, Replay,
@@ -91,11 +94,12 @@ struct Inner {
     reader: Reader,
     /// Absent where the log is only looked at.
     commands: Option<mpsc::Sender<Command>>,
-    trouble: Trouble,
+    health: Health,
+    size: Size,
     last: watch::Receiver<u64>,
     consumers: Mutex<HashMap<String, Arc<Durable>>>,
     /// Held from when the consumer that retention waits for is opened here.
-    relay_lock: Mutex<Option<std::fs::File>>,
+    relay_lock: Mutex<Option<Lock>>,
     metrics: Metrics,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -119,7 +123,8 @@ impl LocalLog {
     /// time can: a second one is refused with the path and what to do.
     pub async fn open(config: LocalLogConfig) -> Result<Self, LogError> {
         let lock = file::lock(&config.path, "connector")?;
-        file::create(&config.path).await?;
+        wal::look_for_damage(&config.path);
+        file::create(&config.path, &lock).await?;
         Self::start(config, Role::Appender, lock).await
     }
 
@@ -127,7 +132,7 @@ impl LocalLog {
     /// process appends, and learns of that within 50 ms.
     pub async fn open_for_relay(config: LocalLogConfig) -> Result<Self, LogError> {
         let lock = file::lock(&config.path, "relay")?;
-        file::create(&config.path).await?;
+        file::create(&config.path, &lock).await?;
         Self::start(config, Role::Relay, lock).await
     }
 
@@ -150,7 +155,8 @@ impl LocalLog {
                 identity,
                 reader,
                 commands: None,
-                trouble: Trouble::default(),
+                health: Health::new(),
+                size: Size::default(),
                 last: seen,
                 consumers: Mutex::default(),
                 relay_lock: Mutex::default(),
@@ -161,11 +167,7 @@ impl LocalLog {
         })
     }
 
-    async fn start(
-        config: LocalLogConfig,
-        role: Role,
-        lock: std::fs::File,
-    ) -> Result<Self, LogError> {
+    async fn start(config: LocalLogConfig, role: Role, lock: Lock) -> Result<Self, LogError> {
         let path = config.path.clone();
         let windows = Windows::from(&config);
         let reader = Reader::new(path.clone(), file::readers(&path).await?);
@@ -180,7 +182,7 @@ impl LocalLog {
         let (commands, queue) = mpsc::channel(QUEUE_MAX);
         let unsettled_bytes = Arc::new(AtomicU64::new(0));
         let metrics = Metrics::new();
-        let trouble = Trouble::default();
+        let health = Health::new();
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         if role == Role::Relay {
@@ -195,8 +197,8 @@ impl LocalLog {
             metrics: metrics.clone(),
             unsettled_bytes: Arc::clone(&unsettled_bytes),
             connections: Connections::default(),
-            trouble: trouble.clone(),
-            save_trouble: Trouble::default(),
+            health: health.clone(),
+            saving_fails: false,
             lock,
         };
         tasks.spawn(writer.run(queue, stop.clone()));
@@ -206,13 +208,19 @@ impl LocalLog {
             commands.clone(),
             stop.clone(),
         ));
+        let size = Size::default();
         tasks.spawn(upkeep::measure(
             path.clone(),
             reader.clone(),
             seen.clone(),
             metrics.clone(),
+            size.clone(),
             stop.clone(),
         ));
+        if role == Role::Appender {
+            let probing = upkeep::probe_regularly(health.clone(), commands.clone(), stop.clone());
+            tasks.spawn(probing);
+        }
         let inner = Arc::new(Inner {
             role,
             windows,
@@ -221,7 +229,8 @@ impl LocalLog {
             identity,
             reader,
             commands: Some(commands),
-            trouble,
+            health,
+            size,
             last: seen,
             consumers: Mutex::default(),
             relay_lock: Mutex::default(),
@@ -239,20 +248,69 @@ impl LocalLog {
         upkeep::trim(&self.inner, now).await
     }
 
+    /// Gives some of the room that trimming left back to the disk, and says how many pages: 0 once
+    /// what is left is worth keeping for the next events. The open log does this by itself as well.
+    pub async fn shrink(&self) -> Result<u64, LogError> {
+        upkeep::shrink(&self.inner).await
+    }
+
     /// The sequence of the youngest event there ever was; 0 while there was none.
     #[must_use]
     pub fn last_sequence(&self) -> u64 {
         *self.inner.last.borrow()
     }
 
-    /// Whether events can be stored, as far as is known: an append that failed within the last
-    /// seconds, with none after it that went through, says no, as does a file that is gone.
+    /// Whether events can be stored: a write that failed says no until one has gone through, and one
+    /// is tried whenever there was none for some seconds. A file that is gone says no, too.
     pub async fn ready(&self) -> Result<(), LogError> {
         self.inner.identity.check(&self.inner.path)?;
-        match self.inner.trouble.now() {
+        match self.inner.health.trouble() {
             Some(cause) => Err(LogError::Unavailable(anyhow!(cause))),
             None => self.inner.reader.last().await.map(drop),
         }
+    }
+
+    /// A log above so many bytes is worth a [warning](Self::warning); 10 GiB where nobody says.
+    pub fn warn_above(&self, bytes: u64) {
+        self.inner.size.warn_above(bytes);
+    }
+
+    /// What will keep events from being stored before long: the log is large, or its disk nearly full.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        self.inner.size.warning()
+    }
+
+    /// Forgets a consumer, so that one of the same name begins anew; says whether there was one.
+    ///
+    /// Refused while it is open, and for the one that retention waits for.
+    pub async fn remove_consumer(&self, name: &str) -> Result<bool, LogError> {
+        if matches!(&self.inner.retention, Retention::BehindConsumer(it) if it == name) {
+            return Err(LogError::Refused(anyhow!(
+                "{name} is the consumer that brings events to the stream; without it they stay here"
+            )));
+        }
+        let opened = self.inner.opened(name);
+        // Taken as if it were opened, so that nobody opens it meanwhile.
+        if opened.as_ref().is_some_and(|it| !it.take()) {
+            return Err(LogError::Refused(anyhow!(
+                "consumer {name} is open in this process; stop its worker first"
+            )));
+        }
+        let consumer = name.to_owned();
+        let removed = self.inner.ask(|reply| Command::Remove { consumer, reply }).await;
+        if let Some(opened) = opened {
+            if removed.is_ok() {
+                self.inner.consumers().remove(name);
+            }
+            opened.give_back();
+        }
+        removed
+    }
+
+    /// Looks through a whole file that nobody writes, such as a finished copy, and says what is in it.
+    pub async fn contents(path: impl AsRef<Path>) -> Result<LogContents, LogError> {
+        copy::contents(path.as_ref()).await
     }
 
     /// Of a consumer that is open here: the first sequence that it was not given yet, and those
@@ -293,17 +351,26 @@ impl Inner {
         commands.send(command).await.map_err(|_| closed())
     }
 
+    /// Sends the writer a command and hears its answer.
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Command,
+    ) -> Result<T, LogError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(command(reply)).await?;
+        answer.await.map_err(|_| closed())?
+    }
+
     async fn save(&self, durable: &Arc<Durable>, sync: Sync) -> Result<(), LogError> {
-        let (reply, saved) = oneshot::channel();
-        self.command(Command::Save(Save { consumer: Arc::clone(durable), sync, reply })).await?;
-        saved.await.map_err(|_| closed())?
+        let consumer = Arc::clone(durable);
+        self.ask(|reply| Command::Save(Save { consumer, sync, reply })).await
     }
 
     fn consumers(&self) -> MutexGuard<'_, HashMap<String, Arc<Durable>>> {
         self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn relay_lock(&self) -> MutexGuard<'_, Option<std::fs::File>> {
+    fn relay_lock(&self) -> MutexGuard<'_, Option<Lock>> {
         self.relay_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -335,7 +402,7 @@ impl Inner {
         let is_relays = matches!(&self.retention, Retention::BehindConsumer(it) if it == name);
         let mut lock = self.relay_lock();
         if is_relays && self.role == Role::Appender && lock.is_none() {
-            *lock = Some(file::lock(&self.path, "relay")?);
+            lock.insert(file::lock(&self.path, "relay")?).note_log();
         }
         Ok(())
     }

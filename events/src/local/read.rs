@@ -371,7 +371,7 @@ impl Head {
     }
 }
 
-fn time_of(raw: &[u8]) -> Option<OffsetDateTime> {
+pub(super) fn time_of(raw: &[u8]) -> Option<OffsetDateTime> {
     #[derive(Deserialize)]
     struct Time {
         #[serde(with = "time::serde::rfc3339")]

@@ -5,8 +5,7 @@
 //! in a power cut only means a delivery more: they do not wait for the disk.
 
 use std::{
-    fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -18,11 +17,11 @@ use anyhow::anyhow;
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
     consumer::Durable,
-    file::{self, Identity, Sync},
+    file::{self, Identity, Lock, Sync},
     held::{Call, Held, Place},
     metrics::{AppendResult, Metrics},
     read::{Reader, signed},
@@ -34,6 +33,12 @@ const GROUP_MAX: usize = 512;
 
 /// Events deleted in one transaction: about a millisecond, which is what an append may wait for it.
 const TRIM_CHUNK: u64 = 256;
+
+/// Pages moved in one step of giving room back; some tenths of a millisecond.
+const SHRINK_PAGES: u64 = 32;
+
+/// Without a write for so long, one is tried.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// The events of a group come as one JSON array: SQLite gives the text of each element back as it
 /// stood, and one statement needs neither a transaction of its own nor a round trip per event.
@@ -59,6 +64,19 @@ pub(super) enum Command {
     },
     /// Moves what the last checkpoint left, while nothing is written.
     Checkpoint,
+    /// Gives some unused pages at the end of the file back to the disk; says how many.
+    Shrink {
+        reply: oneshot::Sender<Result<u64, LogError>>,
+    },
+    /// Writes to the disk as an append does, and leaves everything as it was.
+    Probe {
+        done: oneshot::Sender<()>,
+    },
+    /// Forgets a consumer that nobody has open; says whether there was one.
+    Remove {
+        consumer: String,
+        reply: oneshot::Sender<Result<bool, LogError>>,
+    },
 }
 
 #[derive(Debug)]
@@ -87,34 +105,52 @@ pub(super) struct Writer {
     /// Bytes written since the last checkpoint, roughly.
     pub(super) unsettled_bytes: Arc<AtomicU64>,
     pub(super) connections: Connections,
-    pub(super) trouble: Trouble,
-    /// The same for what consumers say.
-    pub(super) save_trouble: Trouble,
+    pub(super) health: Health,
+    /// The last saving of what consumers say failed, and somebody was told.
+    pub(super) saving_fails: bool,
     /// Kept until nothing is written any more.
-    pub(super) lock: File,
+    pub(super) lock: Lock,
 }
 
-/// Why the last group of events could not be stored, and when; empty once one could.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Trouble(Arc<Mutex<Option<(Instant, String)>>>);
+/// Whether the last write of events went through, and when there was one.
+#[derive(Clone, Debug)]
+pub(super) struct Health(Arc<Mutex<Written>>);
 
-impl Trouble {
-    /// How long a failure counts. A process that is not sent calls while it is in trouble would
-    /// otherwise never learn that the trouble is over.
-    const COUNTS_FOR: Duration = Duration::from_secs(10);
+#[derive(Debug)]
+struct Written {
+    last: Instant,
+    /// Why the last write failed; empty once one went through.
+    trouble: Option<String>,
+}
+
+impl Health {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Written { last: Instant::now(), trouble: None })))
+    }
 
     fn set(&self, trouble: Option<String>) {
-        *self.state() = trouble.map(|cause| (Instant::now(), cause));
+        *self.state() = Written { last: Instant::now(), trouble };
     }
 
-    /// The cause of a failure just now.
-    pub(super) fn now(&self) -> Option<String> {
+    /// Why nothing can be written.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.state().trouble.clone()
+    }
+
+    /// Whether to try a write for its own sake: at once while there is trouble, or nobody would
+    /// learn that it is over; and after a while of silence, so that it is known before somebody
+    /// wants to sign up.
+    pub(super) fn wants_probe(&self) -> bool {
         let state = self.state();
-        let (since, cause) = state.as_ref()?;
-        (since.elapsed() < Self::COUNTS_FOR).then(|| cause.clone())
+        state.trouble.is_some() || state.last.elapsed() >= SILENCE_MAX
     }
 
-    fn state(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
+    /// Nothing is heard of a write.
+    pub(super) fn hangs(&self, since: Duration) {
+        self.set(Some(format!("the disk does not answer: a write has not ended for {since:?}")));
+    }
+
+    fn state(&self) -> MutexGuard<'_, Written> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -172,6 +208,14 @@ impl Writer {
         for command in rest {
             match command {
                 Command::Trim { through, reply } => drop(reply.send(self.trim(through).await)),
+                Command::Shrink { reply } => drop(reply.send(self.shrink().await)),
+                Command::Remove { consumer, reply } => {
+                    drop(reply.send(self.remove(&consumer).await));
+                }
+                Command::Probe { done } => {
+                    self.probe().await;
+                    let _ = done.send(());
+                }
                 _ => self.checkpoint().await,
             }
         }
@@ -187,7 +231,7 @@ impl Writer {
         let stored = if new.is_empty() { Ok(()) } else { self.insert(last + 1, &new).await };
         let count = new.len();
         if stored.is_ok() && count > 0 {
-            self.trouble.set(None);
+            self.went_through();
             self.metrics.group_events.observe(count as f64);
             self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
             let forgotten = self.held.forgotten_early();
@@ -218,19 +262,63 @@ impl Writer {
         self.metrics.appended(AppendResult::duplicate, duplicates);
         self.metrics.appended(AppendResult::failed, failed);
 
-        if let Err(error) = stored {
-            // A full disk fails every group; the first says it, and the metrics count.
-            if self.trouble.now().is_none() {
-                error!(
-                    ambiguous = error.ambiguous,
-                    events = count,
-                    cause = error.message,
-                    "could not append to the local log; every later group is tried anew"
-                );
-            }
-            self.trouble.set(Some(error.message.clone()));
-            self.recover().await;
+        if let Err(failure) = stored {
+            self.failed(&failure).await;
         }
+    }
+
+    /// Tries what an append needs of the disk, where nothing is known of it or nothing good.
+    async fn probe(&mut self) {
+        // An append may have come in between and told.
+        if !self.health.wants_probe() {
+            return;
+        }
+        match self.write_and_take_back().await {
+            Ok(()) => self.went_through(),
+            Err(failure) => self.failed(&failure).await,
+        }
+    }
+
+    async fn write_and_take_back(&mut self) -> Result<(), Failure> {
+        let next = signed(*self.last.borrow() + 1);
+        self.identity.check(&self.path).map_err(Failure::before_commit)?;
+        let connection = self.connections.get(&self.path, Sync::Full).await?;
+        let done = async {
+            let mut transaction = connection.begin_with("begin immediate").await?;
+            sqlx::query("insert into events (sequence, event) values (?, '')")
+                .bind(next)
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query("delete from events where sequence = ?")
+                .bind(next)
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await
+        };
+        done.await.map_err(|error| Failure::of_commit(&self.path, error))?;
+        self.unsettled_bytes.fetch_add(8192, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn went_through(&self) {
+        if self.health.trouble().is_some() {
+            info!(log = %self.path.display(), "the local log can be written again");
+        }
+        self.health.set(None);
+    }
+
+    async fn failed(&mut self, failure: &Failure) {
+        // A full disk fails every write; the first says it, and the metrics count.
+        if self.health.trouble().is_none() {
+            error!(
+                log = %self.path.display(),
+                ambiguous = failure.ambiguous,
+                cause = failure.message,
+                "the local log cannot be written; it is tried again each second"
+            );
+        }
+        self.health.set(Some(failure.message.clone()));
+        self.recover().await;
     }
 
     async fn insert(&mut self, first: u64, events: &[&str]) -> Result<(), Failure> {
@@ -252,7 +340,7 @@ impl Writer {
             .bind(array)
             .execute(connection)
             .await
-            .map_err(Failure::of_commit)?;
+            .map_err(|error| Failure::of_commit(&self.path, error))?;
         debug_assert_eq!(done.rows_affected(), events.len() as u64, "one row for each event");
         // The pages of the events, the last page of before, and the frames' heads.
         self.unsettled_bytes.fetch_add(bytes as u64 * 5 / 4 + 8192, Ordering::Relaxed);
@@ -292,7 +380,7 @@ impl Writer {
         let rows: Vec<_> = consumers.iter().map(|it| it.row()).collect();
         let saved = self.save_rows(rows, sync).await;
         if let Err(failure) = &saved {
-            if self.save_trouble.now().is_none() {
+            if !self.saving_fails {
                 warn!(
                     cause = failure.message,
                     "could not save how far consumers are; it is tried again with their next acknowledgement"
@@ -300,7 +388,7 @@ impl Writer {
             }
             self.connections = Connections::default();
         }
-        self.save_trouble.set(saved.as_ref().err().map(|failure| failure.message.clone()));
+        self.saving_fails = saved.is_err();
         for Save { reply, .. } in saves {
             let _ = reply.send(saved.as_ref().copied().map_err(Failure::for_log));
         }
@@ -314,7 +402,7 @@ impl Writer {
             .bind(rows)
             .execute(connection)
             .await
-            .map_err(Failure::of_commit)?;
+            .map_err(|error| Failure::of_commit(&self.path, error))?;
         Ok(())
     }
 
@@ -357,6 +445,30 @@ impl Writer {
         Ok(removed.rows_affected())
     }
 
+    async fn shrink(&mut self) -> Result<u64, LogError> {
+        let connection = match self.connections.get(&self.path, Sync::Lazy).await {
+            Ok(connection) => connection,
+            Err(failure) => return Err(failure.for_log()),
+        };
+        let shrunk = file::shrink(connection, SHRINK_PAGES).await;
+        let pages = shrunk.map_err(file::failed(&self.path))?;
+        self.unsettled_bytes.fetch_add(pages * 4096 * 2, Ordering::Relaxed);
+        Ok(pages)
+    }
+
+    async fn remove(&mut self, consumer: &str) -> Result<bool, LogError> {
+        let connection = match self.connections.get(&self.path, Sync::Full).await {
+            Ok(connection) => connection,
+            Err(failure) => return Err(failure.for_log()),
+        };
+        let removed = sqlx::query("delete from consumers where name = ?")
+            .bind(consumer)
+            .execute(connection)
+            .await
+            .map_err(file::failed(&self.path))?;
+        Ok(removed.rows_affected() > 0)
+    }
+
     async fn checkpoint(&mut self) {
         let Ok(connection) = self.connections.get(&self.path, Sync::Full).await else { return };
         let done = sqlx::query("pragma wal_checkpoint(passive)").execute(connection).await;
@@ -375,9 +487,9 @@ impl Writer {
             sqlx::query("pragma wal_checkpoint(truncate)")
                 .execute(last)
                 .await
-                .map_err(Failure::of_commit)?;
+                .map_err(|error| Failure::of_commit(&path, error))?;
             for connection in [connections.full, connections.lazy].into_iter().flatten() {
-                connection.close().await.map_err(Failure::of_commit)?;
+                connection.close().await.map_err(|error| Failure::of_commit(&path, error))?;
             }
             Ok::<_, Failure>(())
         };
@@ -396,11 +508,7 @@ fn new_event<'a>((append, place): (&'a Append, &Place)) -> Option<&'a str> {
 }
 
 impl Connections {
-    async fn get(
-        &mut self,
-        path: &std::path::Path,
-        sync: Sync,
-    ) -> Result<&mut SqliteConnection, Failure> {
+    async fn get(&mut self, path: &Path, sync: Sync) -> Result<&mut SqliteConnection, Failure> {
         let place = match sync {
             Sync::Full => &mut self.full,
             Sync::Lazy => &mut self.lazy,
@@ -409,10 +517,7 @@ impl Connections {
             Some(connection) => Ok(connection),
             none => {
                 let opened = file::writer(path, sync).await;
-                let opened = opened.map_err(|error| Failure {
-                    message: format!("{:#}", anyhow!(error)),
-                    ambiguous: false,
-                })?;
+                let opened = opened.map_err(Failure::before_commit)?;
                 Ok(none.insert(opened))
             }
         }
@@ -428,12 +533,12 @@ struct Failure {
 
 impl Failure {
     fn before_commit(error: LogError) -> Self {
-        let (LogError::Unavailable(cause) | LogError::Refused(cause)) = error;
-        Self { ambiguous: false, message: format!("{cause:#}") }
+        Self { ambiguous: false, message: message_of(error) }
     }
 
-    fn of_commit(error: sqlx::Error) -> Self {
-        Self { ambiguous: file::is_ambiguous(&error), message: error.to_string() }
+    fn of_commit(path: &Path, error: sqlx::Error) -> Self {
+        let ambiguous = file::is_ambiguous(&error);
+        Self { ambiguous, message: message_of(file::failed(path)(error)) }
     }
 
     fn for_append(&self) -> AppendError {
@@ -444,4 +549,10 @@ impl Failure {
     fn for_log(&self) -> LogError {
         LogError::Unavailable(anyhow!("{}", self.message))
     }
+}
+
+/// Without the outermost words, which each of the two errors it ends up in has of its own.
+fn message_of(error: LogError) -> String {
+    let (LogError::Unavailable(cause) | LogError::Refused(cause)) = error;
+    format!("{cause:#}")
 }

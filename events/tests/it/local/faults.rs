@@ -67,6 +67,60 @@ async fn a_failed_call_may_be_made_again() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Without a call that would tell.
+#[tokio::test]
+async fn the_log_says_that_it_cannot_be_written_until_a_write_went_through() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = LocalLog::open(place.config()).await?;
+    let mut sqlite = sqlite(&place).await?;
+    sqlx::raw_sql(
+        "create trigger full before insert on events begin select raise(fail, 'full'); end",
+    )
+    .execute(&mut sqlite)
+    .await?;
+    ensure!(log.append(call(1).event()).await.is_err());
+    // Several writes are tried meanwhile, and fail as well.
+    let mut asked = tokio::time::interval(Duration::from_millis(500));
+    for _ in 0..6 {
+        asked.tick().await;
+        ensure!(log.ready().await.is_err(), "ready, although nothing was written");
+    }
+
+    sqlx::raw_sql("drop trigger full").execute(&mut sqlite).await?;
+    let limit = Duration::from_secs(20);
+    vestibule_testkit::eventually(limit, "it is found out", async || {
+        log.ready().await.map(|()| true)
+    })
+    .await?;
+
+    ensure!(log.last_sequence() == 0, "a trial write is not an event");
+    let appended = log.append(call(1).event()).await?;
+    ensure!(!appended.duplicate && appended.stored.sequence == 1);
+    sqlite.close().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_removed_begins_anew() -> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let local = LocalLog::open(place.config()).await?;
+    let log: Arc<dyn EventLog> = Arc::new(local.clone());
+    append(&log, 1..=2).await?;
+    let mut consumer = log.consumer(spec("worker")).await?;
+    next(&mut consumer).await?.acknowledge.ack().await?;
+
+    let refused = local.remove_consumer("worker").await;
+    ensure!(matches!(refused, Err(LogError::Refused(_))), "it is open: {refused:?}");
+    drop(consumer);
+    ensure!(local.remove_consumer("worker").await?);
+    ensure!(!local.remove_consumer("worker").await?);
+    ensure!(log.backlog("worker").await?.is_none());
+
+    let mut consumer = log.consumer(spec("worker")).await?;
+    ensure!(number_of(&next(&mut consumer).await?)? == 1);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_repetition_is_known_after_a_restart_though_the_clock_was_wrong_for_a_moment()
 -> anyhow::Result<()> {

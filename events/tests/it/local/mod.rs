@@ -1,7 +1,10 @@
 //! The local log: what every log promises, and what only this one does.
 
+mod copy;
 mod crash;
+mod damage;
 mod faults;
+mod full;
 mod model;
 mod processes;
 mod trimming;
