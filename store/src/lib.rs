@@ -20,6 +20,7 @@ mod notifications;
 mod outbox;
 mod pausing;
 mod people;
+mod removal;
 mod retries;
 mod session;
 mod sqlite;

@@ -5,6 +5,7 @@ mod approvals;
 mod contract;
 mod home;
 mod postgres;
+mod removal;
 mod sqlite;
 
 /// Runs every test of each suite against a fresh database of each dialect.
@@ -54,6 +55,9 @@ on_both! {
         a_newer_database_is_current,
         a_database_without_tables_is_misconfigured,
         refused_data_is_not_in_the_error,
+    }
+    removal {
+        nothing_waits_for_a_worker_that_was_removed,
     }
     approvals {
         a_request_is_opened_once_and_keeps_the_sign_up_as_it_came,
