@@ -1,6 +1,6 @@
 //! A database of our own, and events to put into it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{future::poll_fn, path::PathBuf, pin::pin, task::Poll, time::Duration};
 
 use secrecy::SecretString;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use vestibule_events::{
     Decision, Email, Identity, Kind, Outcome, Protocol, PseudonymKey, SignUp, SignUpEvent, Step,
     Verdict,
 };
-use vestibule_store::{Store, StoreOptions, StoreUrl};
+use vestibule_store::{FailedAttempt, FailedEvent, Store, StoreOptions, StoreUrl};
 use vestibule_testkit::Postgres;
 
 pub(crate) const NOW: OffsetDateTime = datetime!(2026-11-22 10:00:00.123456 UTC);
@@ -183,4 +183,42 @@ fn id_of(number: u32, name: &str) -> Uuid {
 
 pub(crate) fn unknown_event() -> Uuid {
     event(1_000_000, "nobody").id
+}
+
+/// Attempt `number` of `worker` at an event, so many seconds after [`NOW`]; it took as many
+/// milliseconds.
+pub(crate) fn failed(worker: &str, event: &SignUpEvent, number: u32) -> FailedEvent {
+    FailedEvent {
+        attempt: FailedAttempt {
+            worker: worker.to_owned(),
+            event_id: event.id,
+            sequence: number.into(),
+            started_at: time_of(number),
+            took: Duration::from_millis(number.into()),
+            cause_class: "timeout".to_owned(),
+            error: format!("no answer to request {number}"),
+        },
+        person: event.person.clone(),
+        payload: serde_json::to_vec(event).expect("an event serialises"),
+        counts: true,
+    }
+}
+
+/// Drops an operation when it waits for the `points`th time (from 0), as a crash would; `None` if it
+/// had not ended by then.
+pub(crate) async fn given_up_after<T>(
+    points: u32,
+    operation: impl Future<Output = T>,
+) -> Option<T> {
+    let mut operation = pin!(operation);
+    let mut left = points;
+    poll_fn(|context| match operation.as_mut().poll(context) {
+        Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+        Poll::Pending if left == 0 => Poll::Ready(None),
+        Poll::Pending => {
+            left -= 1;
+            Poll::Pending
+        }
+    })
+    .await
 }

@@ -4,8 +4,12 @@ mod accounts;
 mod approvals;
 mod contract;
 mod home;
+mod letters;
+mod pausing;
 mod postgres;
+mod random;
 mod removal;
+mod retries;
 mod sqlite;
 
 /// Runs every test of each suite against a fresh database of each dialect.
@@ -78,5 +82,32 @@ on_both! {
         what_is_no_decision_decides_nothing,
         what_became_of_a_sign_up_changes_the_person_and_is_no_sign_up,
         a_database_of_the_version_before_is_brought_up_to_date,
+    }
+    retries {
+        a_failed_event_waits_until_it_is_due,
+        what_is_due_comes_by_how_long_it_has_been,
+        a_lease_is_extended_or_given_back,
+        only_failures_that_count_are_counted,
+        nothing_brings_back_what_was_settled,
+        of_many_that_claim_at_once_each_event_has_one,
+        what_is_set_aside_is_counted_for_each_worker,
+        a_failure_interrupted_anywhere_has_happened_or_not,
+    }
+    letters {
+        what_happens_to_a_letter_is_kept,
+        only_what_is_parked_is_sent_back_at_the_pace_asked_for,
+        a_letter_is_dropped_only_with_a_reason,
+        what_is_no_event_is_kept_once_for_each_content,
+        what_was_no_event_may_be_one_for_this_version,
+        letters_are_found_page_by_page_and_group_by_group,
+        a_redrive_interrupted_anywhere_has_happened_or_not,
+        whatever_happens_at_once_each_letter_has_one_fate,
+        letters_of_the_version_before_have_their_history,
+    }
+    pausing {
+        a_worker_is_paused_until_it_is_resumed,
+    }
+    random {
+        whatever_is_done_in_whatever_order_the_store_does_as_a_simple_model,
     }
 }
