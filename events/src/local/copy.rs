@@ -19,7 +19,7 @@ use super::{file, read::signed};
 use crate::LogError;
 
 /// Events in one step: about a megabyte.
-const STEP: u64 = 1000;
+const STEP: i64 = 1000;
 
 /// How far ahead of a damaged place a readable one is looked for.
 const GAP_MAX: u64 = 1 << 40;
@@ -42,7 +42,7 @@ pub struct LogContents {
     /// The sequence of the youngest event there ever was.
     pub last_sequence: u64,
     pub events: u64,
-    /// From where to where events could not be read.
+    /// From where to where events could not be read. Of what is lost at the end it may be more.
     pub lost: Vec<(u64, u64)>,
 }
 
@@ -77,35 +77,104 @@ impl LogCopy {
     /// Copies some more of the events that are there by now, and says up to which; `None` once it has
     /// them all.
     pub async fn step(&mut self) -> Result<Option<u64>, LogError> {
-        let end = match self.end_of_step(self.through + 1).await {
-            Ok(end) => end,
-            Err(error) if self.salvage && file::is_damage(&error) => {
-                return self.pass_damage().await;
-            }
-            Err(error) => return Err(file::failed(&self.source)(error)),
+        let copied = match self.copy_some().await {
+            Err(error) if self.salvage && file::is_damage(&error) => self.salvage_some().await,
+            other => other,
         };
-        let Some((first, end)) = end else { return Ok(None) };
-        // Retention has removed some meanwhile, and a log has no gaps.
-        if first > self.through + 1 && self.lost.is_empty() {
-            self.run("delete from main.events").await?;
-        }
-        let copy = "insert into main.events select sequence, event from source.events
-                    where sequence between ? and ?";
-        match self.copy_between(copy, first, end).await {
-            Ok(()) => self.through = end,
-            Err(error) if self.salvage && file::is_damage(&error) => {
-                for sequence in first..=end {
-                    match self.copy_between(copy, sequence, sequence).await {
-                        Err(error) if file::is_damage(&error) => self.lose(sequence, sequence),
-                        other => other.map_err(file::failed(&self.source))?,
-                    }
-                }
-                self.through = end;
-            }
-            Err(error) => return Err(file::failed(&self.source)(error)),
-        }
+        let through = copied.map_err(file::failed(&self.source))?;
         self.sync().await?;
+        Ok(through)
+    }
+
+    async fn copy_some(&mut self) -> Result<Option<u64>, sqlx::Error> {
+        let found: (Option<i64>, Option<i64>) = sqlx::query_as(
+            "select min(sequence), max(sequence) from
+                 (select sequence from source.events where sequence > ? order by sequence limit ?)",
+        )
+        .bind(signed(self.through))
+        .bind(STEP)
+        .fetch_one(&mut self.connection)
+        .await?;
+        let (Some(first), Some(end)) = found else { return Ok(None) };
+        // Retention has removed some meanwhile, and a log has no gaps.
+        if first.cast_unsigned() > self.through + 1 && !self.salvage {
+            sqlx::query("delete from main.events").execute(&mut self.connection).await?;
+        }
+        self.copy_between(first.cast_unsigned(), end.cast_unsigned()).await?;
+        self.through = end.cast_unsigned();
         Ok(Some(self.through))
+    }
+
+    async fn copy_between(&mut self, first: u64, end: u64) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "insert into main.events select sequence, event from source.events
+             where sequence between ? and ?",
+        )
+        .bind(signed(first))
+        .bind(signed(end))
+        .execute(&mut self.connection)
+        .await
+        .map(drop)
+    }
+
+    /// Copies one event after the other, as far as a step goes, and passes over what is damaged.
+    async fn salvage_some(&mut self) -> Result<Option<u64>, sqlx::Error> {
+        for _ in 0..STEP {
+            let next = match self.next(self.through + 1).await {
+                Err(error) if file::is_damage(&error) => self.behind_damage().await?,
+                other => other?,
+            };
+            let Some(next) = next else { return Ok(None) };
+            match self.copy_between(next, next).await {
+                Err(error) if file::is_damage(&error) => self.lose(next, next),
+                other => other?,
+            }
+            self.through = next;
+        }
+        Ok(Some(self.through))
+    }
+
+    /// The first event from `from` on.
+    async fn next(&mut self, from: u64) -> Result<Option<u64>, sqlx::Error> {
+        let next: Option<i64> = sqlx::query_scalar(
+            "select sequence from source.events where sequence >= ? order by sequence limit 1",
+        )
+        .bind(signed(from))
+        .fetch_optional(&mut self.connection)
+        .await?;
+        Ok(next.map(i64::cast_unsigned))
+    }
+
+    /// The next event that can be read behind a place that cannot.
+    async fn behind_damage(&mut self) -> Result<Option<u64>, sqlx::Error> {
+        let from = self.through + 1;
+        let (mut vain, mut step) = (from, 1);
+        let found = loop {
+            match self.next(from + step).await {
+                Ok(found) => break found,
+                Err(_) if step < GAP_MAX => (vain, step) = (from + step, step * 2),
+                // All behind it is lost: how much that is, only those tell who have had it.
+                Err(_) => break None,
+            }
+        };
+        let Some(mut found) = found else {
+            let passed: Option<i64> =
+                sqlx::query_scalar("select max(cursor) - 1 from main.consumers")
+                    .fetch_one(&mut self.connection)
+                    .await?;
+            self.lose(from, from.max(passed.map_or(0, i64::cast_unsigned)));
+            return Ok(None);
+        };
+        let mut reached = from + step;
+        while reached - vain > 1 {
+            let middle = vain + (reached - vain) / 2;
+            match self.next(middle).await {
+                Ok(Some(nearer)) => (reached, found) = (middle, nearer),
+                _ => vain = middle,
+            }
+        }
+        self.lose(from, found - 1);
+        Ok(Some(found))
     }
 
     /// Copies how far consumers are by now. Before whatever must not be behind them.
@@ -138,66 +207,11 @@ impl LogCopy {
         Ok(LogContents { lost, ..contents(&target).await? })
     }
 
-    /// The first event from `from` on, and the last of a step.
-    async fn end_of_step(&mut self, from: u64) -> Result<Option<(u64, u64)>, sqlx::Error> {
-        let found: (Option<i64>, Option<i64>) = sqlx::query_as(
-            "select min(sequence), max(sequence) from
-                 (select sequence from source.events where sequence >= ? order by sequence limit ?)",
-        )
-        .bind(signed(from))
-        .bind(signed(STEP))
-        .fetch_one(&mut self.connection)
-        .await?;
-        Ok(found.0.zip(found.1).map(|(first, end)| (first.cast_unsigned(), end.cast_unsigned())))
-    }
-
-    /// Goes to the next place that can be read.
-    async fn pass_damage(&mut self) -> Result<Option<u64>, LogError> {
-        let from = self.through + 1;
-        // The nearest readable event is not behind what a doubling reaches; between it and the last
-        // vain try there may be more.
-        let (mut vain, mut step) = (from, 1);
-        let mut reached = loop {
-            if step > GAP_MAX {
-                self.lose(from, from);
-                return Ok(None);
-            }
-            match self.end_of_step(from + step).await {
-                Ok(Some(_)) => break from + step,
-                Ok(None) => {
-                    self.lose(from, from + step - 1);
-                    return Ok(None);
-                }
-                Err(_) => (vain, step) = (from + step, step * 2),
-            }
-        };
-        while reached - vain > 1 {
-            let middle = vain + (reached - vain) / 2;
-            match self.end_of_step(middle).await {
-                Ok(Some(_)) => reached = middle,
-                _ => vain = middle,
-            }
-        }
-        self.lose(from, reached - 1);
-        self.through = reached - 1;
-        Ok(Some(self.through))
-    }
-
     fn lose(&mut self, from: u64, through: u64) {
         match self.lost.last_mut() {
             Some((_, end)) if *end + 1 == from => *end = through,
             _ => self.lost.push((from, through)),
         }
-    }
-
-    async fn copy_between(
-        &mut self,
-        copy: &'static str,
-        first: u64,
-        end: u64,
-    ) -> Result<(), sqlx::Error> {
-        let copying = sqlx::query(copy).bind(signed(first)).bind(signed(end));
-        copying.execute(&mut self.connection).await.map(drop)
     }
 
     async fn run(&mut self, statement: &'static str) -> Result<(), LogError> {

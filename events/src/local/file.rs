@@ -336,6 +336,12 @@ impl Identity {
     }
 }
 
+/// What the file's disk has left for us; `None` where it does not say.
+pub(super) fn room(path: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Turns an error of SQLite into what the caller can do about it.
 pub(super) fn failed(path: &Path) -> impl FnOnce(sqlx::Error) -> LogError {
     let doing = format!("could not use the log {}", path.display());

@@ -392,9 +392,7 @@ pub(super) async fn measure(
 /// What the log takes, with its write-ahead log, and what its disk has left for us.
 fn look(path: &Path) -> (u64, Option<u64>) {
     let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |it| it.len());
-    let disk = rustix::fs::statvfs(path).ok();
-    let free = disk.map(|it| it.f_bavail.saturating_mul(it.f_frsize));
-    (bytes(path) + bytes(&file::beside(path, "-wal")), free)
+    (bytes(path) + bytes(&file::beside(path, "-wal")), file::room(path))
 }
 
 impl From<&super::LocalLogConfig> for Windows {

@@ -85,6 +85,7 @@ mod tests {
     async fn wal(commits: usize) -> anyhow::Result<Vec<u8>> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("a.db");
+        fs::File::create(&path)?;
         let mut connection: SqliteConnection = file::writer(&path, Sync::Lazy).await?;
         sqlx::raw_sql("create table a (a)").execute(&mut connection).await?;
         for _ in 1..commits {

@@ -37,6 +37,9 @@ const TRIM_CHUNK: u64 = 256;
 /// Pages moved in one step of giving room back; some tenths of a millisecond.
 const SHRINK_PAGES: u64 = 32;
 
+/// Less room than this is none.
+const GROUP_ROOM: u64 = 256 * 1024;
+
 /// Without a write for so long, one is tried.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
@@ -245,6 +248,10 @@ impl Writer {
             self.last.send_replace(last + count as u64);
         }
 
+        // Before the answers, too: whoever hears of a failure finds readiness to say the same.
+        if let Err(failure) = &stored {
+            self.went_wrong(failure);
+        }
         let (mut duplicates, mut failed) = (0, 0);
         for (append, place) in appends.into_iter().zip(places) {
             let answer = match (&stored, place) {
@@ -262,8 +269,8 @@ impl Writer {
         self.metrics.appended(AppendResult::duplicate, duplicates);
         self.metrics.appended(AppendResult::failed, failed);
 
-        if let Err(failure) = stored {
-            self.failed(&failure).await;
+        if stored.is_err() {
+            self.recover().await;
         }
     }
 
@@ -275,13 +282,22 @@ impl Writer {
         }
         match self.write_and_take_back().await {
             Ok(()) => self.went_through(),
-            Err(failure) => self.failed(&failure).await,
+            Err(failure) => {
+                self.went_wrong(&failure);
+                self.recover().await;
+            }
         }
     }
 
     async fn write_and_take_back(&mut self) -> Result<(), Failure> {
         let next = signed(*self.last.borrow() + 1);
         self.identity.check(&self.path).map_err(Failure::before_commit)?;
+        // The write is a small one, and finds room where a group of events does not.
+        if let Some(message) = self.health.trouble()
+            && file::room(&self.path).is_some_and(|room| room < GROUP_ROOM)
+        {
+            return Err(Failure { ambiguous: false, message });
+        }
         let connection = self.connections.get(&self.path, Sync::Full).await?;
         let done = async {
             let mut transaction = connection.begin_with("begin immediate").await?;
@@ -307,7 +323,7 @@ impl Writer {
         self.health.set(None);
     }
 
-    async fn failed(&mut self, failure: &Failure) {
+    fn went_wrong(&self, failure: &Failure) {
         // A full disk fails every write; the first says it, and the metrics count.
         if self.health.trouble().is_none() {
             error!(
@@ -318,7 +334,6 @@ impl Writer {
             );
         }
         self.health.set(Some(failure.message.clone()));
-        self.recover().await;
     }
 
     async fn insert(&mut self, first: u64, events: &[&str]) -> Result<(), Failure> {

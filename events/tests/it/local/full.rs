@@ -1,6 +1,6 @@
 //! A disk that is full or read-only, really: a small file system of the test's own.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{io::Read, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, ensure};
 use vestibule_events::{AppendError, EventLog, LocalLog, LocalLogConfig};
@@ -28,15 +28,14 @@ const SCRIPT: &str = r#"
 fn run_child(test: &str) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let test_program = std::env::current_exe()?;
-    let unshare = || {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "true"]);
-        command.output().is_ok_and(|it| it.status.success())
+    let apart = Command::new("unshare").args(["--mount", "true"]).output();
+    let mut command = if apart.is_ok_and(|it| it.status.success()) {
+        let mut unshare = Command::new("unshare");
+        unshare.arg("--mount");
+        unshare
+    } else {
+        Command::new("env")
     };
-    let mut command = Command::new(if unshare() { "unshare" } else { "env" });
-    if unshare() {
-        command.arg("--mount");
-    }
     let status = command
         .args(["sh", "-c", SCRIPT, "sh"])
         .arg(test_program)
@@ -85,8 +84,6 @@ impl Room<'_> {
     }
 }
 
-use std::io::Read as _;
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_full_disk_nothing_is_accepted_and_it_goes_on_by_itself() -> anyhow::Result<()> {
     let Some(disk) = std::env::var_os(CHILD) else {
@@ -130,7 +127,10 @@ async fn on_a_full_disk_nothing_is_accepted_and_it_goes_on_by_itself() -> anyhow
     let mut consumer = log.consumer(spec("worker")).await?;
     for expected in stored {
         let delivery = consumer.next().await?;
-        ensure!(delivery.event? == expected.event);
+        delivery.acknowledge.ack().await?;
+        let sequence = delivery.sequence;
+        ensure!(sequence == expected.sequence, "{sequence} instead of {}", expected.sequence);
+        ensure!(delivery.event? == expected.event, "another event with sequence {sequence}");
     }
     Ok(())
 }
