@@ -74,8 +74,8 @@ pub struct StreamFacts {
     /// When the first and the last of its events were stored; of no meaning where it is empty.
     pub first: OffsetDateTime,
     pub last: OffsetDateTime,
-    /// By how much the server's clock is ahead of ours at the least; negative where it is behind.
-    pub clock_ahead: Option<time::Duration>,
+    /// What the server's clock said.
+    pub server_time: Option<OffsetDateTime>,
 }
 
 /// A worker's durable consumer.
@@ -149,7 +149,6 @@ impl Inspector {
     ///
     /// Where the server does not answer, or not us.
     pub async fn stream(&self) -> Result<Option<StreamFacts>, LogError> {
-        let (before, asked) = (OffsetDateTime::now_utc(), Instant::now());
         let subject = format!("STREAM.INFO.{}", self.config.stream);
         let Some(Timed { found, ts }) = self.look_up::<stream::Info>(&subject).await? else {
             return Ok(None);
@@ -173,7 +172,7 @@ impl Inspector {
             bytes: found.state.bytes,
             first: found.state.first_timestamp,
             last: found.state.last_timestamp,
-            clock_ahead: ts.map(|ts| ahead(ts, before, asked.elapsed())),
+            server_time: ts,
         }))
     }
 
@@ -308,20 +307,6 @@ struct Timed<T> {
     ts: Option<OffsetDateTime>,
 }
 
-/// By how much a server's clock is ahead at the least, if it read it at some time within `took`
-/// after `before`.
-fn ahead(server: OffsetDateTime, before: OffsetDateTime, took: Duration) -> time::Duration {
-    let at_most = server - before;
-    let at_least = at_most - took;
-    if at_least.is_positive() {
-        at_least
-    } else if at_most.is_negative() {
-        at_most
-    } else {
-        time::Duration::ZERO
-    }
-}
-
 /// Something to try.
 #[derive(Debug)]
 struct Probe {
@@ -423,19 +408,7 @@ fn probes(role: Role, stream: &str, consumers: &[String]) -> Vec<Probe> {
 
 #[cfg(test)]
 mod tests {
-    use time::macros::datetime;
-
     use super::*;
-
-    #[test]
-    fn a_clock_is_off_by_what_the_way_there_and_back_cannot_explain() {
-        let before = datetime!(2026-11-22 10:00 UTC);
-        let took = Duration::from_secs(2);
-        let off = |seconds: i64| ahead(before + time::Duration::seconds(seconds), before, took);
-        let zero = time::Duration::ZERO;
-        assert_eq!([off(0), off(1), off(2)], [zero; 3], "read on the way");
-        assert_eq!([off(5), off(-5)], [3, -5].map(time::Duration::seconds));
-    }
 
     #[test]
     fn what_one_role_must_be_able_to_do_no_other_needs() {
