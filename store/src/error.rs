@@ -120,7 +120,10 @@ fn from_database(error: &(dyn DatabaseError + 'static)) -> StoreError {
     }
     let state = error.code().unwrap_or_default();
     // PostgreSQL quotes values in its messages and details; state and names are enough.
-    let mut what = format!("PostgreSQL: SQLSTATE {state}");
+    let mut what = match in_words(&state) {
+        Some(words) => format!("PostgreSQL: {words} (SQLSTATE {state})"),
+        None => format!("PostgreSQL: SQLSTATE {state}"),
+    };
     for name in [error.table(), error.constraint()].into_iter().flatten() {
         what.push_str(", ");
         what.push_str(name);
@@ -139,6 +142,33 @@ fn of_sqlite(code: i32) -> Verdict {
         // ERROR (no such table), PERM, CORRUPT, NOTADB and the rest: the file.
         _ => Verdict::Misconfigured,
     }
+}
+
+/// What somebody can do about it, where that is known.
+fn in_words(state: &str) -> Option<&'static str> {
+    Some(match state {
+        "28P01" | "28000" => {
+            "the server does not let this user in; see the user and the password in the URL, and \
+             the server's pg_hba.conf"
+        }
+        "3D000" => {
+            "the server has no database of this name; create it, or correct the name in the URL"
+        }
+        "42501" => "the user lacks a privilege; make it the owner of the database, or grant it",
+        "42P01" | "42703" => {
+            "a table or a column is missing; bring the schema up to date with `vestibule migrate`"
+        }
+        "25006" => "the server takes no changes for now: a standby, or set to read only",
+        "53100" => "the server's disk is full",
+        "53300" => {
+            "the server has no connection left; raise its max_connections, or use fewer processes"
+        }
+        "55P03" => "somebody holds a lock for too long",
+        "57014" => "the statement took too long",
+        "57P01" | "57P02" => "the server is stopping",
+        "57P03" => "the server is starting",
+        _ => return None,
+    })
 }
 
 /// By the class of the SQLSTATE, which is its first two characters.

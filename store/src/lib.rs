@@ -13,6 +13,7 @@ mod attempts;
 mod dead_letters;
 mod effects;
 mod error;
+mod file;
 mod grants;
 mod inbox;
 mod migrations;

@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    io::ErrorKind,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -19,7 +18,8 @@ use sqlx::{
 use crate::{
     StoreError,
     error::Cause,
-    session::{Session, fetch_optional},
+    file::{self, Identity},
+    session::{Session, fetch_optional, within},
     sqlite::Writer,
 };
 
@@ -34,7 +34,7 @@ pub struct Store {
 }
 
 pub(crate) enum Database {
-    Sqlite { file: SqliteConnectOptions, writer: Writer, readers: SqlitePool },
+    Sqlite { file: SqliteConnectOptions, identity: Identity, writer: Writer, readers: SqlitePool },
     Postgres { server: PgConnectOptions, pool: PgPool },
 }
 
@@ -98,6 +98,9 @@ impl StoreOptions {
 /// enough that under load nobody pays for asking.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
+/// How long to look for the reason why a server cannot be reached.
+const REASON: Duration = Duration::from_secs(1);
+
 impl Store {
     /// Opens the store; the schema is left as it is, see [`Store::migrate`].
     ///
@@ -108,15 +111,48 @@ impl Store {
             StoreUrl::Postgres(url) => open_postgres(url, options)?,
         };
         let store = Self { database: Arc::new(database), options };
-        store.ping().await?;
-        Ok(store)
+        match store.ping().await {
+            Ok(()) => Ok(store),
+            Err(StoreError::Unavailable(cause)) => Err(store.say_where(cause).await),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers, and a file is still where it was.
     pub async fn ping(&self) -> Result<(), StoreError> {
+        self.check_file()?;
         let mut session = self.read().await?;
         let _: Option<(i32,)> = fetch_optional!(&mut session, sqlx::query_as("SELECT 1"))?;
         Ok(())
+    }
+
+    fn check_file(&self) -> Result<(), StoreError> {
+        match &*self.database {
+            Database::Sqlite { identity, .. } => identity.check(),
+            Database::Postgres { .. } => Ok(()),
+        }
+    }
+
+    /// Adds to why the store could not be opened what somebody who starts it has to look at.
+    async fn say_where(&self, cause: Cause) -> StoreError {
+        let Database::Postgres { server, .. } = &*self.database else {
+            return StoreError::Unavailable(cause);
+        };
+        // The pool only says that it took too long; whoever asks once more hears why.
+        let cause = match within(REASON, server.connect()).await {
+            Err(StoreError::Unavailable(reason)) => reason,
+            Err(other) => return other,
+            Ok(_) => cause,
+        };
+        let (host, port) = (server.get_host(), server.get_port());
+        let place = match server.get_socket() {
+            Some(folder) => format!("{}, port {port}", folder.display()),
+            None => format!("{host}:{port}"),
+        };
+        StoreError::Unavailable(Cause::new(format!(
+            "no PostgreSQL server answers at {place} ({cause}); see that it is running and that \
+             this is its address"
+        )))
     }
 
     /// A session that reads.
@@ -130,6 +166,7 @@ impl Store {
 
     /// A session with a transaction begun; nothing of it stays unless it is committed.
     pub(crate) async fn write(&self) -> Result<Session, StoreError> {
+        self.check_file()?;
         let limit = self.options.patience();
         let mut session = match &*self.database {
             Database::Sqlite { writer, .. } => {
@@ -143,7 +180,7 @@ impl Store {
 }
 
 async fn open_sqlite(path: &Path, options: StoreOptions) -> Result<Database, StoreError> {
-    create_private(path)?;
+    file::create_private(path)?;
     let file = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -154,30 +191,13 @@ async fn open_sqlite(path: &Path, options: StoreOptions) -> Result<Database, Sto
         .busy_timeout(options.statement_timeout)
         .disable_statement_logging();
     let writer = Writer::open(file.clone(), options.patience()).await?;
+    let identity = Identity::of(path)?;
     let readers = SqlitePoolOptions::new()
         .max_connections(options.connections)
         .acquire_timeout(options.acquire_timeout)
         .test_before_acquire(false)
         .connect_lazy_with(file.clone().create_if_missing(false).pragma("query_only", "on"));
-    Ok(Database::Sqlite { file, writer, readers })
-}
-
-/// Creates the file so that only we may read it: people's data will be in it. SQLite gives the
-/// files beside it (`-wal`, `-shm`) the same permissions.
-fn create_private(path: &Path) -> Result<(), StoreError> {
-    let mut file = std::fs::OpenOptions::new();
-    file.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
-    match file.open(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let folder = path.parent().unwrap_or(path).display();
-            Err(StoreError::Misconfigured(Cause::new(format!("there is no folder {folder}"))))
-        }
-        Err(error) => Err(StoreError::Unavailable(Cause::new(error.to_string()))),
-    }
+    Ok(Database::Sqlite { file, identity, writer, readers })
 }
 
 fn open_postgres(url: &SecretString, options: StoreOptions) -> Result<Database, StoreError> {

@@ -67,10 +67,16 @@ async fn a_server_that_is_down_at_the_start_is_unavailable() -> anyhow::Result<(
     Ok(())
 }
 
+fn another_database(server: &Postgres) -> String {
+    let url = server.url();
+    let (server, _database) = url.rsplit_once('/').unwrap_or((&url, ""));
+    format!("{server}/nowhere")
+}
+
 #[tokio::test]
 async fn a_database_that_does_not_exist_is_misconfigured() -> anyhow::Result<()> {
     let server = Postgres::start().await?;
-    let wrong = server.url().replace("/vestibule", "/nowhere");
+    let wrong = another_database(&server);
 
     for url in [wrong, "postgres://user:hunter2@[".to_owned()] {
         let url = StoreUrl::Postgres(SecretString::from(url));
@@ -79,6 +85,34 @@ async fn a_database_that_does_not_exist_is_misconfigured() -> anyhow::Result<()>
         let told = format!("{error:?} {url:?}");
         assert!(!told.contains("hunter2"), "{told}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_wrong_at_the_start_is_said_in_words() -> anyhow::Result<()> {
+    let mut server = Postgres::start().await?;
+    let told = async |url: String| -> anyhow::Result<String> {
+        let url = StoreUrl::Postgres(SecretString::from(url));
+        let error = Store::open(&url, impatient()).await.unwrap_err();
+        let told = format!("{:#}", anyhow::Error::from(error));
+        anyhow::ensure!(!told.contains("hunter2"), "{told}");
+        Ok(told)
+    };
+    let right = server.url();
+    let (_, address) =
+        right.split_once('@').unwrap_or(("", right.trim_start_matches("postgres://")));
+    let database = told(another_database(&server)).await?;
+    let user = told(format!("postgres://nobody:hunter2@{address}")).await?;
+    let unknown = "postgres://user:hunter2@nowhere.invalid/vestibule".to_owned();
+    let host = told(unknown).await?;
+    server.kill();
+    let dead = told(right.clone()).await?;
+
+    assert!(database.contains("no database of this name; create it"), "{database}");
+    assert!(user.contains("does not let this user in"), "{user}");
+    assert!(host.contains("nowhere.invalid:5432") && host.contains("its address"), "{host}");
+    assert!(dead.contains("refused") && dead.contains("is running"), "{dead}");
+    assert!(dead.contains(&server.port().to_string()), "{dead}");
     Ok(())
 }
 

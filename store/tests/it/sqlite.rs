@@ -1,9 +1,14 @@
 //! What concerns only a file: it outlives us, and somebody else may hold its lock.
 
+use std::time::Duration;
+
 use sqlx::Connection as _;
 use vestibule_store::{Done, Store, StoreError};
 
-use crate::home::{Home, NOW, event, file_in, impatient};
+use crate::{
+    home::{Home, NOW, event, failed, file_in, impatient, time_of},
+    retries::{WORKER, wait},
+};
 
 #[tokio::test]
 async fn effects_are_still_there_after_a_restart() -> anyhow::Result<()> {
@@ -51,6 +56,55 @@ async fn a_file_that_is_no_database_is_misconfigured() -> anyhow::Result<()> {
 
     let error = error.downcast::<StoreError>()?;
     assert!(matches!(error, StoreError::Misconfigured(_)), "{error:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_or_another_takes_nothing_more() -> anyhow::Result<()> {
+    let home = Home::sqlite()?;
+    let Home::Sqlite(directory) = &home else { anyhow::bail!("a file was asked for") };
+    let store = home.store().await?;
+    let (path, elsewhere) = (file_in(directory), directory.path().join("elsewhere.db"));
+    store.ping().await?;
+
+    std::fs::rename(&path, &elsewhere)?;
+    for replaced in [false, true] {
+        if replaced {
+            std::fs::write(&path, "")?;
+        }
+        let recorded = store.record_sign_up("database", &event(1, "ada"), NOW).await;
+        for error in [store.ping().await.unwrap_err(), recorded.unwrap_err()] {
+            assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+            let told = error.cause().to_string();
+            let expected = if replaced { "replaced" } else { "gone" };
+            assert!(told.contains(expected) && told.contains("start again"), "{told}");
+        }
+    }
+
+    std::fs::rename(&elsewhere, &path)?;
+    store.ping().await?;
+    assert_eq!(store.record_sign_up("database", &event(1, "ada"), NOW).await?, Done::Now);
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_finds_nothing_due_needs_no_lock() -> anyhow::Result<()> {
+    let home = Home::sqlite()?;
+    let Home::Sqlite(directory) = &home else { anyhow::bail!("a file was asked for") };
+    home.store().await?;
+    let store = Store::open(&home.url(), impatient()).await?;
+    wait(&store, &failed(WORKER, &event(1, "ada"), 1), time_of(1)).await?;
+    let url = format!("sqlite://{}", file_in(directory).display());
+    let mut operator = sqlx::SqliteConnection::connect(&url).await?;
+    let held = operator.begin_with("BEGIN IMMEDIATE").await?;
+
+    let lease = Duration::from_secs(30);
+    assert_eq!(store.claim_retries(WORKER, time_of(0), lease, 10).await?, []);
+    let error = store.claim_retries(WORKER, time_of(1), lease, 10).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    held.rollback().await?;
+
+    assert_eq!(store.claim_retries(WORKER, time_of(1), lease, 10).await?.len(), 1);
     Ok(())
 }
 
