@@ -1,6 +1,7 @@
 //! Behaviour, end to end: the real binary against real servers, as a user drives it.
 
 mod approvals;
+mod care;
 mod commands;
 mod crash;
 mod decisions;

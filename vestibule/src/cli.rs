@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    approvals::ApprovalsCommand, check::CheckArgs, replay::ReplayArgs, simulate::SimulateArgs,
+    approvals::ApprovalsCommand, backup::BackupArgs, check::CheckArgs, replay::ReplayArgs, simulate::SimulateArgs,
     test::TestArgs, trying::TryArgs,
 };
 
@@ -109,6 +109,8 @@ pub(crate) enum Command {
     },
     /// Print past events, one CloudEvent a line
     Replay(ReplayArgs),
+    /// Copy what the data folder holds, also while it is in use; or check such a copy
+    Backup(BackupArgs),
     /// Exit with 0 if the process behind the admin listener answers sign-ups; for health checks
     Ready,
     /// Print a completion script for a shell

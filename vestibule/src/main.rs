@@ -4,6 +4,7 @@
 //! stores, connectors and workers; each subcommand is one module.
 
 mod approvals;
+mod backup;
 mod check;
 mod cli;
 mod config;
@@ -78,6 +79,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Simulate(args) => return simulate::simulate(args, load).await,
         Command::Approvals { command } => approvals::approvals(command, &load()?).await?,
         Command::Replay(args) => replay::replay(args, &load()?).await?,
+        Command::Backup(args) => backup::backup(args, load).await?,
         Command::Ready => return ready::ready(admin, load).await,
         Command::Completions { .. } => unreachable!("has been dealt with before the runtime"),
     }

@@ -30,7 +30,7 @@ impl Readiness for Parts {
         let checks = &mut report.checks;
         if let Some(log) = &self.log {
             let check = match within(log.ready()).await {
-                None => Check::Ok,
+                None => log.warning().map_or(Check::Ok, Check::Degraded),
                 Some(problem) => Check::Failed(format!("events cannot be stored: {problem}")),
             };
             checks.insert("log".to_owned(), check);

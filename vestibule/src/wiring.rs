@@ -52,7 +52,9 @@ pub(crate) fn local_log_config(config: &Config) -> LocalLogConfig {
 /// The local log, open for a connector.
 pub(crate) async fn local_log(config: &Config) -> anyhow::Result<LocalLog> {
     data_folder(config)?;
-    Ok(LocalLog::open(local_log_config(config)).await?)
+    let log = LocalLog::open(local_log_config(config)).await?;
+    log.warn_above(config.log.warn_size);
+    Ok(log)
 }
 
 /// Connects to the stream as one of our roles; returns at once, also when NATS is down.

@@ -83,6 +83,8 @@ pub(crate) struct LogConfig {
     /// The duplicate window of a refusal: short, so that a mended rule takes hold soon.
     pub(crate) refusal_window: Duration,
     pub(crate) retention: Duration,
+    /// A local log above so many bytes is worth a warning.
+    pub(crate) warn_size: u64,
 }
 
 /// When a decision is durable enough to be answered.
@@ -260,6 +262,7 @@ fn read_log(section: &mut Section<'_>, has_nats: bool) -> LogConfig {
         duplicate_window: section.duration("duplicate_window", 10 * MINUTE),
         refusal_window: section.duration("refusal_window", MINUTE / 2),
         retention: section.duration("retention", 400 * DAY),
+        warn_size: section.bytes("warn_size", 10 << 30),
     };
     if log.refusal_window.is_zero() {
         section.complain("refusal_window", "must be above 0: platforms repeat their calls");
