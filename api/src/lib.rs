@@ -43,7 +43,7 @@ pub use decide::{
     MessageError, MessageGap, Messages, OnError, Question, ReferenceData, RuleError, RuleOutcome,
     RuleSettings, Rules, StandIn, Standing, TRY_AGAIN, Text, Unreachable,
 };
-pub use serve::{Connection, ServerLimits, Tls, TlsError, TlsSettings, serve, serve_tls};
+pub use serve::{Connection, ServerLimits, Stop, Tls, TlsError, TlsSettings, serve, serve_tls};
 pub use server::{Api, DuplicateConnector, router};
 pub use settings::{
     AnswerAfter, ConnectorSettings, ContractSettings, Durable, ErrorStatus, OnStorageFailure,

@@ -12,6 +12,7 @@ use std::path::Path;
 use clap::Args;
 use comfy_table::{Table, presets::NOTHING};
 use serde_json::json;
+use time::OffsetDateTime;
 use vestibule_api::{Tls, TlsSettings};
 
 use self::{places::Places, reference::Findings};
@@ -116,7 +117,7 @@ fn summary(config: &Config) -> Vec<[String; 2]> {
 }
 
 /// What is not wrong and yet worth knowing. Secrets may well be absent where `check` runs.
-fn warnings(config: &Config) -> Vec<String> {
+pub(crate) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     for connector in &config.connectors {
         for credential in &connector.credentials {
@@ -141,7 +142,8 @@ fn warnings(config: &Config) -> Vec<String> {
     if let Some(TlsConfig { certificate, key }) = &config.listen.tls {
         let (certificate, key) = (certificate.clone(), key.clone());
         let settings = TlsSettings { certificate, key, ask_for_client_certificate: false };
-        if let Err(error) = Tls::load(settings) {
+        let valid = Tls::load(settings).and_then(|it| it.valid_at(OffsetDateTime::now_utc()));
+        if let Err(error) = valid {
             warnings.push(format!("listen.tls: {:#}", anyhow::Error::from(error)));
         }
     }

@@ -3,28 +3,36 @@
 //!
 //! HTTP/1.1 only, which is what platforms speak. To tell the versions apart on a bare connection
 //! would mean to wait for its first bytes without a limit.
+//!
+//! A stop loses no call. Whoever asks while it leaves is answered and told that this answer is the
+//! last of its connection; who has connected by the end is still heard; and a connection is closed
+//! unasked only after it has been silent for a while, because a request that is under way to a
+//! closing connection has no answer and cannot know whether it was heard.
 
 mod tls;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, extract::Request};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderValue, header::CONNECTION},
+    response::Response,
+};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto::Builder,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    server::conn::auto::Builder,
     service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{sleep, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
@@ -39,6 +47,9 @@ pub struct ServerLimits {
     pub header_timeout: Duration,
     /// At most so many connections; more wait to be accepted.
     pub max_connections: usize,
+    /// When stopping, a connection is closed without having been asked anything once it has been
+    /// silent for so long.
+    pub silence: Duration,
     /// When stopping, answers in progress get so long to finish.
     pub drain: Duration,
 }
@@ -48,8 +59,36 @@ impl Default for ServerLimits {
         Self {
             header_timeout: Duration::from_secs(30),
             max_connections: 10_000,
+            silence: Duration::from_millis(250),
             drain: Duration::from_secs(10),
         }
+    }
+}
+
+/// How a listener is told to stop, in one step or in two.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Calls are taken as before, and each answer says that it is the last of its connection.
+    pub leave: CancellationToken,
+    /// No more calls are taken.
+    pub end: CancellationToken,
+}
+
+impl From<CancellationToken> for Stop {
+    fn from(stop: CancellationToken) -> Self {
+        Self { leave: stop.clone(), end: stop }
+    }
+}
+
+impl Stop {
+    /// Returns when a connection that stays silent from now on is to be closed.
+    ///
+    /// It may have been given an answer in the moment before the stop, so until then it was not.
+    async fn hangs_up(&self, silence: Duration) {
+        self.leave.cancelled().await;
+        let enough = Instant::now() + silence;
+        self.end.cancelled().await;
+        sleep_until(enough).await;
     }
 }
 
@@ -68,9 +107,9 @@ pub async fn serve(
     listener: TcpListener,
     router: Router,
     limits: ServerLimits,
-    stop: CancellationToken,
+    stop: impl Into<Stop>,
 ) -> io::Result<()> {
-    run(listener, None, router, limits, stop).await
+    run(listener, None, router, limits, stop.into()).await
 }
 
 /// The same with TLS.
@@ -79,9 +118,9 @@ pub async fn serve_tls(
     tls: Tls,
     router: Router,
     limits: ServerLimits,
-    stop: CancellationToken,
+    stop: impl Into<Stop>,
 ) -> io::Result<()> {
-    run(listener, Some(tls), router, limits, stop).await
+    run(listener, Some(tls), router, limits, stop.into()).await
 }
 
 async fn run(
@@ -89,67 +128,111 @@ async fn run(
     tls: Option<Tls>,
     router: Router,
     limits: ServerLimits,
-    stop: CancellationToken,
+    stop: Stop,
 ) -> io::Result<()> {
     let mut http = Builder::new(TokioExecutor::new()).http1_only();
     http.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
-    let handshake_timeout = limits.header_timeout.min(HANDSHAKE_TIMEOUT);
     let places = Arc::new(Semaphore::new(limits.max_connections));
-    let connections = GracefulShutdown::new();
+    let connections = TaskTracker::new();
+    let server = Server { http, tls, router, limits, stop };
 
-    while let Some((stream, peer, place)) = next(&listener, &places, &stop).await {
-        // Answers are small and written whole; to wait for more of them only adds delay.
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "could not turn off the delay of small packets");
-        }
-        let (http, router, watcher) = (http.clone(), router.clone(), connections.watcher());
-        let (tls, stop) = (tls.clone(), stop.clone());
-        tokio::spawn(async move {
-            match tls {
-                None => {
-                    let connection = Connection { peer, tls: false, certificates: None };
-                    answer(&http, stream, router, connection, watcher).await;
-                }
-                Some(tls) => {
-                    // Nobody has asked for anything yet, so to stop is to hang up.
-                    let shaken = tokio::select! {
-                        biased;
-                        () = stop.cancelled() => None,
-                        shaken = tls.accept(stream, handshake_timeout) => shaken,
-                    };
-                    if let Some((stream, certificates)) = shaken {
-                        let connection = Connection { peer, tls: true, certificates };
-                        answer(&http, stream, router, connection, watcher).await;
-                    }
-                }
-            }
-            drop(place);
-        });
+    while let Some((stream, peer, place)) = next(&listener, &places, &server.stop.end).await {
+        connections.spawn(server.clone().take(stream, peer, place));
     }
-
+    // Whoever has connected before we ceased to listen would be hung up on otherwise.
+    let listener = listener.into_std()?;
+    while let Ok(place) = Arc::clone(&places).try_acquire_owned()
+        && let Ok((stream, peer)) = listener.accept()
+        && let Ok(()) = stream.set_nonblocking(true)
+        && let Ok(stream) = TcpStream::from_std(stream)
+    {
+        connections.spawn(server.clone().take(stream, peer, place));
+    }
     drop(listener);
-    if timeout(limits.drain, connections.shutdown()).await.is_err() {
-        warn!("stopped with answers still in progress, for they took longer than the drain limit");
+
+    connections.close();
+    if timeout(limits.drain, connections.wait()).await.is_err() {
+        warn!(
+            connections = connections.len(),
+            "stopped with answers still in progress, for they took longer than the drain limit"
+        );
     }
     Ok(())
 }
 
-/// Answers the requests of one connection, however many.
-async fn answer(
-    http: &Builder<TokioExecutor>,
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+/// What every connection needs.
+#[derive(Clone)]
+struct Server {
+    http: Builder<TokioExecutor>,
+    tls: Option<Tls>,
     router: Router,
-    connection: Connection,
-    watcher: Watcher,
-) {
-    let service = router.map_request(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(connection.clone());
-        request.map(Body::new)
-    });
-    let service = TowerToHyperService::new(service);
-    let serving = http.serve_connection(TokioIo::new(stream), service).into_owned();
-    if let Err(error) = watcher.watch(serving).await {
-        debug!(error, "a connection ended early");
+    limits: ServerLimits,
+    stop: Stop,
+}
+
+impl Server {
+    /// Deals with a connection to its end.
+    async fn take(self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+        // Answers are small and written whole; to wait for more of them only adds delay.
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "could not turn off the delay of small packets");
+        }
+        match &self.tls {
+            None => {
+                let connection = Connection { peer, tls: false, certificates: None };
+                self.answer(stream, connection).await;
+            }
+            Some(tls) => {
+                let limit = self.limits.header_timeout.min(HANDSHAKE_TIMEOUT);
+                let shaken = tokio::select! {
+                    biased;
+                    shaken = tls.accept(stream, limit) => shaken,
+                    () = self.stop.hangs_up(self.limits.silence) => None,
+                };
+                if let Some((stream, certificates)) = shaken {
+                    let connection = Connection { peer, tls: true, certificates };
+                    self.answer(stream, connection).await;
+                }
+            }
+        }
+        drop(place);
+    }
+
+    /// Answers the requests of one connection, however many.
+    async fn answer(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        connection: Connection,
+    ) {
+        let leave = self.stop.leave.clone();
+        let service = self
+            .router
+            .clone()
+            .map_request(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(connection.clone());
+                request.map(Body::new)
+            })
+            .map_response(move |mut response: Response| {
+                if leave.is_cancelled() {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
+            });
+        let service = TowerToHyperService::new(service);
+        let serving = self.http.serve_connection(TokioIo::new(stream), service);
+        let mut serving = std::pin::pin!(serving);
+        let served = tokio::select! {
+            // What has arrived is read before the connection is thought to be silent.
+            biased;
+            served = serving.as_mut() => served,
+            () = self.stop.hangs_up(self.limits.silence) => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        if let Err(error) = served {
+            debug!(error, "a connection ended early");
+        }
     }
 }
 
@@ -157,8 +240,8 @@ async fn answer(
 async fn next(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-    stop: &CancellationToken,
-) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    end: &CancellationToken,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let accept = async {
         let place = Arc::clone(places).acquire_owned().await.expect("nobody closes it");
         loop {
@@ -176,7 +259,7 @@ async fn next(
     };
     tokio::select! {
         biased;
-        () = stop.cancelled() => None,
+        () = end.cancelled() => None,
         accepted = accept => Some(accepted),
     }
 }

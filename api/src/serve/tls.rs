@@ -1,7 +1,9 @@
 //! TLS of the listener, and certificates that change while it runs.
 //!
 //! TLS 1.2 and 1.3. The certificate and its key are read again when their files change, however
-//! they are replaced; a pair that cannot be used is refused and the old one stays. Where asked for,
+//! they are replaced; a pair that cannot be used is refused and the old one stays. At a start one that
+//! has expired is served with all the same: who runs a process that does not start has two things to
+//! mend, and the clock may be what is wrong. Where asked for,
 //! a caller may present a client certificate and need not: here only the possession of its key is
 //! proved, and whether it lets anybody in is for `auth` to say.
 
@@ -105,14 +107,14 @@ struct Reload {
 }
 
 impl Tls {
-    /// Reads the certificate and its key.
+    /// Reads the certificate and its key; whether it is valid now, [`Self::valid_at`] says.
     pub fn load(settings: TlsSettings) -> Result<Self, TlsError> {
         let provider = Arc::new(default_provider());
         let files = Files::read(&settings)?;
-        let pair = files.pair(&settings, &provider, OffsetDateTime::now_utc())?;
+        let pair = files.pair(&settings, &provider)?;
         let expires = Gauge::default();
-        expires.set(pair.expires.unix_timestamp());
-        let current = Arc::new(Current(RwLock::new(Arc::new(pair.key))));
+        expires.set(pair.not_after.unix_timestamp());
+        let current = Arc::new(Current(RwLock::new(Arc::new(pair))));
 
         let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -131,6 +133,11 @@ impl Tls {
         let failed = Counter::default();
         let inner = Inner { settings, provider, acceptor, current, reload, expires, failed };
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// Whether the certificate in force is valid at `now`; platforms connect to no other.
+    pub fn valid_at(&self, now: OffsetDateTime) -> Result<(), TlsError> {
+        self.0.current.pair().valid_at(&self.0.settings, now)
     }
 
     /// Puts its metrics, `vestibule_tls_…`, into `registry`.
@@ -195,10 +202,11 @@ impl Tls {
         if reload.seen.replace(found) != Some(found) {
             return Ok(false);
         }
-        match files.and_then(|files| files.pair(settings, provider, now)) {
+        let pair = files.and_then(|files| files.pair(settings, provider));
+        match pair.and_then(|pair| pair.valid_at(settings, now).map(|()| pair)) {
             Ok(pair) => {
-                expires.set(pair.expires.unix_timestamp());
-                current.replace(pair.key);
+                expires.set(pair.not_after.unix_timestamp());
+                current.replace(pair);
                 *reload = Reload { in_force: found, seen: None, refused: None };
                 Ok(true)
             }
@@ -255,9 +263,25 @@ struct Files {
     key: Vec<u8>,
 }
 
+#[derive(Debug)]
 struct Pair {
-    key: CertifiedKey,
-    expires: OffsetDateTime,
+    key: Arc<CertifiedKey>,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+}
+
+impl Pair {
+    fn valid_at(&self, settings: &TlsSettings, now: OffsetDateTime) -> Result<(), TlsError> {
+        let path = || settings.certificate.clone();
+        let text = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
+        if self.not_after < now {
+            return Err(TlsError::Expired(path(), text(self.not_after)));
+        }
+        if now < self.not_before {
+            return Err(TlsError::NotYetValid(path(), text(self.not_before)));
+        }
+        Ok(())
+    }
 }
 
 impl Files {
@@ -276,12 +300,7 @@ impl Files {
         hash.finalize().into()
     }
 
-    fn pair(
-        &self,
-        settings: &TlsSettings,
-        provider: &CryptoProvider,
-        now: OffsetDateTime,
-    ) -> Result<Pair, TlsError> {
+    fn pair(&self, settings: &TlsSettings, provider: &CryptoProvider) -> Result<Pair, TlsError> {
         let path = || settings.certificate.clone();
         let chain = CertificateDer::pem_slice_iter(&self.certificate)
             .collect::<Result<Vec<_>, pem::Error>>()
@@ -292,15 +311,8 @@ impl Files {
 
         let (not_before, not_after) =
             validity(leaf).ok_or_else(|| TlsError::NoCertificate(path()))?;
-        let text = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
-        if not_after < now {
-            return Err(TlsError::Expired(path(), text(not_after)));
-        }
-        if now < not_before {
-            return Err(TlsError::NotYetValid(path(), text(not_before)));
-        }
         match CertifiedKey::from_der(chain, key, provider) {
-            Ok(key) => Ok(Pair { key, expires: not_after }),
+            Ok(key) => Ok(Pair { key: Arc::new(key), not_before, not_after }),
             Err(Error::InconsistentKeys(_)) => {
                 Err(TlsError::Mismatch { certificate: path(), key: settings.key.clone() })
             }
@@ -321,17 +333,21 @@ fn validity(certificate: &CertificateDer<'_>) -> Option<(OffsetDateTime, OffsetD
 
 /// The pair in force; a handshake that has begun keeps the one it began with.
 #[derive(Debug)]
-struct Current(RwLock<Arc<CertifiedKey>>);
+struct Current(RwLock<Arc<Pair>>);
 
 impl Current {
-    fn replace(&self, key: CertifiedKey) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+    fn pair(&self) -> Arc<Pair> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn replace(&self, pair: Pair) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pair);
     }
 }
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(Arc::clone(&self.pair().key))
     }
 }
 

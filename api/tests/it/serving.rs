@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use vestibule_api::{ServerLimits, serve};
+use vestibule_api::{ServerLimits, Stop, serve};
 
 use crate::support::{Endpoint, partners};
 
@@ -156,12 +156,57 @@ async fn stopping_finishes_the_answers_in_progress_and_takes_no_more() -> anyhow
     has_begun.recv().await;
 
     server.stop.cancel();
-    assert_eq!(read_to_end(&mut idle).await?, "", "an unused connection is closed at once");
+    assert_eq!(read_to_end(&mut idle).await?, "", "a connection that stays unused is closed");
     finish.cancel();
 
     assert!(read_to_end(&mut connection).await?.ends_with("finished"));
     let address = server.address;
     server.stopped().await?;
+    assert!(TcpStream::connect(address).await.is_err(), "still listening");
+    Ok(())
+}
+
+/// Reads one answer whose body is `hello`.
+async fn read_answer(stream: &mut TcpStream) -> anyhow::Result<String> {
+    let mut reply = Vec::new();
+    while !reply.ends_with(b"hello") {
+        let mut bytes = [0; 1024];
+        let read = timeout(LONG, stream.read(&mut bytes)).await??;
+        anyhow::ensure!(read > 0, "closed after {:?}", String::from_utf8_lossy(&reply));
+        reply.extend_from_slice(&bytes[..read]);
+    }
+    Ok(String::from_utf8(reply)?.to_ascii_lowercase())
+}
+
+#[tokio::test]
+async fn who_asks_while_it_leaves_is_answered_and_told_to_go() -> anyhow::Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let address = listener.local_addr()?;
+    let stop = Stop::default();
+    // So long that it cannot pass here by itself.
+    let limits = ServerLimits { silence: LONG, ..ServerLimits::default() };
+    let running = tokio::spawn(serve(listener, hello(), limits, stop.clone()));
+    let mut kept = TcpStream::connect(address).await?;
+    kept.write_all(GET).await?;
+    assert!(!read_answer(&mut kept).await?.contains("connection: close"));
+
+    stop.leave.cancel();
+    let mut new = TcpStream::connect(address).await?;
+    for stream in [&mut kept, &mut new] {
+        stream.write_all(GET).await?;
+        assert!(read_answer(stream).await?.contains("\r\nconnection: close\r\n"));
+        assert_eq!(read_to_end(stream).await?, "", "closed after its answer");
+    }
+
+    // These have nothing to say yet when the end comes, and one was not even accepted.
+    let mut early = TcpStream::connect(address).await?;
+    let mut late = TcpStream::connect(address).await?;
+    stop.end.cancel();
+    for stream in [&mut early, &mut late] {
+        stream.write_all(GET).await?;
+        assert!(read_answer(stream).await?.contains("connection: close"));
+    }
+    timeout(LONG, running).await???;
     assert!(TcpStream::connect(address).await.is_err(), "still listening");
     Ok(())
 }

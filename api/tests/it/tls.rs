@@ -434,10 +434,33 @@ async fn a_certificate_behind_a_symbolic_link_is_watched() -> anyhow::Result<()>
 fn what_cannot_be_served_with_is_refused_at_the_start() -> anyhow::Result<()> {
     let files = Files::new()?;
     assert!(matches!(Tls::load(files.settings()), Err(TlsError::Unreadable(..))));
-    files.write(&files.identity(|it| it.not_after = rcgen::date_time_ymd(2020, 1, 1))?)?;
-    let refused = Tls::load(files.settings()).err().context("an expired certificate")?;
-    assert!(refused.to_string().ends_with("tls.crt expired at 2020-01-01T00:00:00Z"), "{refused}");
+    files.write(&files.identity(|_| {})?)?;
+    std::fs::write(files.path("tls.key"), files.identity(|_| {})?.key.serialize_pem())?;
+    assert!(matches!(Tls::load(files.settings()), Err(TlsError::Mismatch { .. })));
     Ok(())
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_served_and_told_of_until_a_new_one_comes() -> anyhow::Result<()>
+{
+    let files = Files::new()?;
+    files.write(&files.identity(|it| it.not_after = rcgen::date_time_ymd(2020, 1, 1))?)?;
+    let tls = Tls::load(files.settings())?;
+    let server = Server::start(Some(tls.clone()), hello(), ServerLimits::default()).await?;
+    let now = OffsetDateTime::now_utc();
+
+    let told = tls.valid_at(now).err().context("an expired certificate")?.to_string();
+    assert!(told.ends_with("tls.crt expired at 2020-01-01T00:00:00Z"), "{told}");
+    let refused = Client::new(&files)?.connect(server.address).await.err();
+    let refused = format!("{:#}", refused.context("whoever checks does not connect")?);
+    assert!(refused.contains("xpired"), "{refused}");
+
+    files.write(&files.identity(|_| {})?)?;
+    assert!(!tls.look(now)? && tls.look(now)?, "seen the same twice");
+    tls.valid_at(now)?;
+    let mut stream = Client::new(&files)?.connect(server.address).await?;
+    assert!(exchange(&mut stream, GET).await?.ends_with("hello"));
+    server.stopped().await
 }
 
 /// A call to `partners`, with these header lines beside the necessary ones.
