@@ -1,9 +1,9 @@
 //! The worker runtime and the built-in workers: notify, database, permissions, approvals, accounts.
 //!
 //! A worker is a named consumer of the log with one effect. The runtime takes events from the
-//! log, keeps the order of each person, retries, parks and drains; a worker only says what its
-//! effect is, and whether a failure may pass. How events travel is left to the log, and what is
-//! kept is left to the store.
+//! log and from what waits in the store, keeps the order of each person, retries, parks, leaves a
+//! target alone that is down, and drains; a worker only says what its effect is, and whether a
+//! failure may pass. How events travel is left to the log, and what is kept is left to the store.
 
 mod accounts;
 mod approvals;
@@ -31,6 +31,7 @@ pub use notify::{
 };
 pub use permissions::{GrantRule, Permissions, PermissionsSettings, RuleError};
 pub use runtime::{
-    Cause, HandleError, RetryPolicy, Task, Worker, WorkerSettings, consumer_spec, run,
+    BreakerPolicy, Cause, HandleError, NoRate, Rate, RetryPolicy, Task, Worker, WorkerSettings,
+    consumer_spec, run,
 };
 pub use setting::SettingError;

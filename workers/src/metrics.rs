@@ -5,8 +5,10 @@ use std::time::Duration;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
+
+use crate::runtime::Flow;
 
 /// The metrics of all workers of a process; cheap to clone.
 #[derive(Clone, Debug)]
@@ -16,6 +18,13 @@ pub struct WorkerMetrics {
     in_hand: Family<WorkerLabels, Gauge>,
     parked: Family<WorkerLabels, Counter>,
     lag: Family<WorkerLabels, Gauge>,
+    backlog: Family<WorkerLabels, Gauge>,
+    retries: Family<WorkerLabels, Gauge>,
+    dead_letters: Family<WorkerLabels, Gauge>,
+    oldest: Family<WorkerLabels, Gauge>,
+    breaker: Family<WorkerLabels, Gauge>,
+    paused: Family<WorkerLabels, Gauge>,
+    stalls: Family<WorkerLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,6 +53,13 @@ impl Default for WorkerMetrics {
             in_hand: Family::default(),
             parked: Family::default(),
             lag: Family::default(),
+            backlog: Family::default(),
+            retries: Family::default(),
+            dead_letters: Family::default(),
+            oldest: Family::default(),
+            breaker: Family::default(),
+            paused: Family::default(),
+            stalls: Family::default(),
         }
     }
 }
@@ -52,30 +68,65 @@ impl WorkerMetrics {
     /// Adds `vestibule_worker_…` to the registry.
     pub fn register(registry: &mut Registry) -> Self {
         let it = Self::default();
+        let registry = registry.sub_registry_with_prefix("vestibule_worker");
         registry.register(
-            "vestibule_worker_attempts",
+            "attempts",
             "Attempts at events, by what became of them",
             it.attempts.clone(),
         );
-        registry.register(
-            "vestibule_worker_handle_seconds",
+        registry.register_with_unit(
+            "handle",
             "How long attempts took",
+            Unit::Seconds,
             it.seconds.clone(),
         );
         registry.register(
-            "vestibule_worker_in_hand",
+            "in_hand",
             "Events being handled or waiting for their turn",
             it.in_hand.clone(),
         );
-        registry.register(
-            "vestibule_worker_parked",
-            "Events set aside as dead letters",
-            it.parked.clone(),
+        registry.register("parked", "Events set aside as dead letters", it.parked.clone());
+        registry.register_with_unit(
+            "lag",
+            "Age of the event whose handling began last",
+            Unit::Seconds,
+            it.lag.clone(),
         );
         registry.register(
-            "vestibule_worker_lag_seconds",
-            "Age of the event whose handling began last",
-            it.lag.clone(),
+            "backlog_events",
+            "Events in the log that the worker has not been given",
+            it.backlog.clone(),
+        );
+        registry.register(
+            "retries_waiting",
+            "Events that wait in the store for their next attempt",
+            it.retries.clone(),
+        );
+        registry.register(
+            "dead_letters",
+            "Dead letters that nobody has sent back or dropped",
+            it.dead_letters.clone(),
+        );
+        registry.register_with_unit(
+            "oldest_waiting",
+            "Age of the oldest event that is known to wait, 0 if none does",
+            Unit::Seconds,
+            it.oldest.clone(),
+        );
+        registry.register(
+            "breaker_state",
+            "Whether the target is left alone: 0 closed, 1 half-open, 2 open",
+            it.breaker.clone(),
+        );
+        registry.register(
+            "paused",
+            "1 while the worker is told to take no events",
+            it.paused.clone(),
+        );
+        registry.register(
+            "stalls",
+            "How often the consumer was opened anew because it gave none of the events that wait",
+            it.stalls.clone(),
         );
         it
     }
@@ -95,6 +146,13 @@ impl WorkerMetrics {
             in_hand: self.in_hand.get_or_create_owned(&labels),
             parked: self.parked.get_or_create_owned(&labels),
             lag: self.lag.get_or_create_owned(&labels),
+            backlog: self.backlog.get_or_create_owned(&labels),
+            retries: self.retries.get_or_create_owned(&labels),
+            dead_letters: self.dead_letters.get_or_create_owned(&labels),
+            oldest: self.oldest.get_or_create_owned(&labels),
+            breaker: self.breaker.get_or_create_owned(&labels),
+            paused: self.paused.get_or_create_owned(&labels),
+            stalls: self.stalls.get_or_create_owned(&labels),
         }
     }
 }
@@ -111,13 +169,36 @@ pub(crate) struct OneWorker {
     pub(crate) seconds: Histogram,
     pub(crate) in_hand: Gauge,
     pub(crate) parked: Counter,
+    pub(crate) backlog: Gauge,
+    pub(crate) retries: Gauge,
+    pub(crate) dead_letters: Gauge,
+    pub(crate) paused: Gauge,
+    pub(crate) stalls: Counter,
     lag: Gauge,
+    oldest: Gauge,
+    pub(crate) breaker: Gauge,
 }
 
 impl OneWorker {
     pub(crate) fn began(&self, event_age: Duration) {
-        self.lag.set(i64::try_from(event_age.as_secs()).unwrap_or(i64::MAX));
+        self.lag.set(seconds(event_age));
     }
+
+    pub(crate) fn oldest(&self, age: Duration) {
+        self.oldest.set(seconds(age));
+    }
+
+    pub(crate) fn breaker_is(&self, flow: Flow) {
+        self.breaker.set(match flow {
+            Flow::Free => 0,
+            Flow::Probe { .. } => 1,
+            Flow::Shut { .. } => 2,
+        });
+    }
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -130,6 +211,7 @@ mod tests {
         let worker = WorkerMetrics::register(&mut registry).of("notify");
         worker.retried.inc();
         worker.began(Duration::from_secs(7));
+        worker.breaker_is(Flow::Shut { until: std::time::Instant::now() });
 
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
@@ -141,6 +223,13 @@ mod tests {
             r#"vestibule_worker_in_hand{worker="notify"} 0"#,
             r#"vestibule_worker_parked_total{worker="notify"} 0"#,
             r#"vestibule_worker_lag_seconds{worker="notify"} 7"#,
+            r#"vestibule_worker_backlog_events{worker="notify"} 0"#,
+            r#"vestibule_worker_retries_waiting{worker="notify"} 0"#,
+            r#"vestibule_worker_dead_letters{worker="notify"} 0"#,
+            r#"vestibule_worker_oldest_waiting_seconds{worker="notify"} 0"#,
+            r#"vestibule_worker_breaker_state{worker="notify"} 2"#,
+            r#"vestibule_worker_paused{worker="notify"} 0"#,
+            r#"vestibule_worker_stalls_total{worker="notify"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use async_trait::async_trait;
-use futures_util::{future::BoxFuture, stream::BoxStream};
+use futures_util::{
+    future::{BoxFuture, try_join_all},
+    stream::BoxStream,
+};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::task::JoinHandle;
@@ -22,15 +25,23 @@ use vestibule_events::{
     EventLog, Kind, LocalLog, LocalLogConfig, LogError, Outcome, PseudonymKey, Replay, Retention,
     SignUpEvent, Stored, Undecodable, Verdict,
 };
-use vestibule_store::{Store, StoreOptions, StoreUrl};
+use vestibule_store::{Store, StoreError, StoreOptions, StoreUrl};
 use vestibule_testkit::{Graph, eventually};
 
 use crate::{
-    GraphSettings, HandleError, RetryPolicy, Task, Worker, WorkerMetrics, WorkerSettings, claims,
-    run,
+    BreakerPolicy, GraphSettings, HandleError, RetryPolicy, Task, Worker, WorkerMetrics,
+    WorkerSettings, claims,
+    runtime::{Rhythm, run_at},
 };
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// Nobody wants to wait for what is looked at now and then; and in a test nothing stalls.
+pub(crate) const RHYTHM: Rhythm = Rhythm {
+    poll: Duration::from_millis(20),
+    count: Duration::from_millis(20),
+    stall: Duration::from_secs(3600),
+};
 
 /// A log and a store.
 pub(crate) struct Stage {
@@ -61,6 +72,11 @@ impl Stage {
         self.append(sign_up(person)).await
     }
 
+    /// The sign-ups of so many persons, together.
+    pub(crate) async fn sign_ups(&self, many: usize) -> anyhow::Result<Vec<SignUpEvent>> {
+        try_join_all((0..many).map(|it| self.append(sign_up(&format!("person{it}"))))).await
+    }
+
     pub(crate) async fn append(&self, event: SignUpEvent) -> anyhow::Result<SignUpEvent> {
         Ok(self.log.append(event).await?.stored.event)
     }
@@ -75,15 +91,35 @@ impl Stage {
         worker: impl Worker,
         settings: WorkerSettings,
     ) -> Running {
+        self.start_at(RHYTHM, log, worker, settings)
+    }
+
+    pub(crate) fn start_at(
+        &self,
+        rhythm: Rhythm,
+        log: Arc<dyn EventLog>,
+        worker: impl Worker,
+        settings: WorkerSettings,
+    ) -> Running {
         let (stop, metrics) = (CancellationToken::new(), WorkerMetrics::default());
         let worker = Arc::new(worker);
         let store = self.store.clone();
-        let task = tokio::spawn(run(worker, settings, log, store, metrics.clone(), stop.clone()));
-        Running { task, stop, metrics }
+        let (metrics_of_run, stop_of_run) = (metrics.clone(), stop.clone());
+        let run = run_at(rhythm, worker, settings, log, store, metrics_of_run, stop_of_run);
+        Running { task: tokio::spawn(run), stop, metrics }
     }
 
-    /// Waits until everything in the log is done for a worker.
+    /// Waits until a worker has nothing left to do: neither in the log nor in the store.
     pub(crate) async fn idle(&self, worker: &str) -> anyhow::Result<()> {
+        self.acknowledged(worker).await?;
+        eventually(LIMIT, "nothing waits for the worker in the store", async || {
+            Ok::<_, StoreError>(self.store.set_aside(worker).await?.retries == 0)
+        })
+        .await
+    }
+
+    /// Waits until everything in the log is done or set aside.
+    pub(crate) async fn acknowledged(&self, worker: &str) -> anyhow::Result<()> {
         eventually(LIMIT, "the worker has acknowledged everything", async || {
             let backlog = self.log.backlog(worker).await?;
             Ok::<_, LogError>(backlog.is_some_and(|it| it.is_empty()))
@@ -146,7 +182,7 @@ pub(crate) fn graph_settings(server: &Graph) -> GraphSettings {
     }
 }
 
-/// Settings that fail fast.
+/// Settings that fail fast, each event for itself.
 pub(crate) fn settings(tries: u32) -> WorkerSettings {
     let retry = RetryPolicy {
         initial: Duration::from_millis(5),
@@ -155,7 +191,8 @@ pub(crate) fn settings(tries: u32) -> WorkerSettings {
         tries,
         ..RetryPolicy::default()
     };
-    WorkerSettings { retry, ..WorkerSettings::default() }
+    let breaker = BreakerPolicy { failures: u32::MAX, ..BreakerPolicy::default() };
+    WorkerSettings { retry, breaker, ..WorkerSettings::default() }
 }
 
 /// A worker at work.
@@ -225,6 +262,10 @@ pub(crate) struct Faults {
     pub(crate) ack: AtomicU32,
     /// So many events come as bytes that nobody can read.
     pub(crate) garbled: AtomicU32,
+    /// So many consumers, once opened, never give anything.
+    pub(crate) silent: AtomicU32,
+    /// How often the backlog was asked for.
+    pub(crate) backlogs: AtomicU32,
     /// From now on, `next` is refused for good.
     pub(crate) refuse: std::sync::atomic::AtomicBool,
     /// How often a heartbeat came through.
@@ -251,8 +292,9 @@ impl EventLog for Shaky {
 
     async fn consumer(&self, spec: ConsumerSpec) -> Result<Box<dyn Consumer>, LogError> {
         lost(&self.faults.consumer)?;
+        let is_silent = lost(&self.faults.silent).is_err();
         let consumer = self.log.consumer(spec).await?;
-        Ok(Box::new(ShakyConsumer { consumer, faults: self.faults.clone() }))
+        Ok(Box::new(ShakyConsumer { consumer, is_silent, faults: self.faults.clone() }))
     }
 
     async fn replay(
@@ -263,6 +305,7 @@ impl EventLog for Shaky {
     }
 
     async fn backlog(&self, consumer: &str) -> Result<Option<Backlog>, LogError> {
+        self.faults.backlogs.fetch_add(1, Ordering::SeqCst);
         self.log.backlog(consumer).await
     }
 }
@@ -270,12 +313,16 @@ impl EventLog for Shaky {
 #[derive(Debug)]
 struct ShakyConsumer {
     consumer: Box<dyn Consumer>,
+    is_silent: bool,
     faults: Arc<Faults>,
 }
 
 #[async_trait]
 impl Consumer for ShakyConsumer {
     async fn next(&mut self) -> Result<Delivery, LogError> {
+        if self.is_silent {
+            return std::future::pending().await;
+        }
         lost(&self.faults.next)?;
         if self.faults.refuse.load(Ordering::SeqCst) {
             return Err(LogError::Refused(anyhow!("the test forbids it")));

@@ -7,8 +7,8 @@ use secrecy::SecretString;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::{ApprovalLinks, ConnectorName, Filter, Kind, PseudonymKey, Start};
 use vestibule_workers::{
-    Accounts, AccountsSettings, ApprovalPages, Approvals, ApprovalsSettings, ChannelKind,
-    ChannelSettings, Database, GrantRule, GraphSettings, MailLogin, MailTls, Notify,
+    Accounts, AccountsSettings, ApprovalPages, Approvals, ApprovalsSettings, BreakerPolicy,
+    ChannelKind, ChannelSettings, Database, GrantRule, GraphSettings, MailLogin, MailTls, Notify,
     NotifySettings, Permissions, PermissionsSettings, Recipient, RetryPolicy, WebhookFormat,
     WorkerSettings,
 };
@@ -259,6 +259,8 @@ fn read_worker(
         ack_wait: section.duration("ack_wait", defaults.ack_wait),
         timeout: section.duration("timeout", defaults.timeout),
         retry: section.section("retry", |retry| read_retry(retry, defaults.retry)),
+        rate: section.parsed("rate", RATE_EXPECTED, |it| it.parse().ok()),
+        breaker: section.section("breaker", |breaker| read_breaker(breaker, defaults.breaker)),
     };
     for (key, given) in [("ack_wait", settings.ack_wait), ("timeout", settings.timeout)] {
         if given < Duration::from_secs(1) || given > 60 * MINUTE {
@@ -279,6 +281,33 @@ fn read_retry(section: &mut Section<'_>, defaults: RetryPolicy) -> RetryPolicy {
             .unwrap_or(defaults.tries),
         max_age: section.duration("max_age", defaults.max_age),
     }
+}
+
+const RATE_EXPECTED: &str =
+    "so many attempts a second, minute or hour, such as \"100/s\", \"6000/m\" or \"500/h\"";
+
+fn read_breaker(section: &mut Section<'_>, defaults: BreakerPolicy) -> BreakerPolicy {
+    let breaker = BreakerPolicy {
+        failures: u32::try_from(section.integer(
+            "failures",
+            1..1_000_001,
+            defaults.failures.into(),
+        ))
+        .unwrap_or(defaults.failures),
+        pause: section.duration("pause", defaults.pause),
+        max_pause: section.duration("max_pause", defaults.max_pause),
+    };
+    // Less would be no pause, and more would leave a target alone that has long been mended.
+    let sensible = Duration::from_millis(100)..=60 * MINUTE;
+    for (key, given) in [("pause", breaker.pause), ("max_pause", breaker.max_pause)] {
+        if !sensible.contains(&given) {
+            section.complain(key, "must be from 100ms to 1h");
+        }
+    }
+    if breaker.pause > breaker.max_pause {
+        section.complain("pause", "must not be longer than `max_pause`");
+    }
+    breaker
 }
 
 fn read_filter(section: &mut Section<'_>, defaults: Filter, known: &[&str]) -> Filter {
@@ -393,4 +422,50 @@ fn read_mail(section: &mut Section<'_>) -> ChannelTarget {
     }
     let login = user.zip(password).map(|(user, password)| Login { user, password });
     ChannelTarget::Mail { server, login, from, to, tls }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{super::Config, *};
+
+    /// The settings of the example's worker `database` with some keys more.
+    fn database(keys: &str) -> Result<WorkerSettings, String> {
+        let example = include_str!("../../../vestibule.toml");
+        let section = "[workers.database]\n";
+        let source = example.replacen(section, &format!("{section}{keys}\n"), 1);
+        let config = Config::parse(Path::new("vestibule.toml"), &source);
+        let config = config.map_err(|complaints| complaints.to_string())?;
+        let worker = config.workers.into_iter().find(|it| it.name() == "database");
+        Ok(worker.expect("the example has it").settings)
+    }
+
+    #[test]
+    fn a_worker_may_be_slowed_down_and_given_a_breaker() {
+        let settings = database("").unwrap();
+        assert_eq!((settings.rate, settings.breaker), (None, BreakerPolicy::default()));
+        let breaker = r#"breaker = { failures = 3, pause = "2s", max_pause = "5m" }"#;
+        let settings = database(&format!("rate = \"6000/m\"\n{breaker}")).unwrap();
+        assert_eq!(settings.rate, "6000/m".parse().ok());
+        let breaker = BreakerPolicy { failures: 3, pause: 2 * MINUTE / 60, max_pause: 5 * MINUTE };
+        assert_eq!(settings.breaker, breaker);
+    }
+
+    #[test]
+    fn a_wrong_rate_or_breaker_says_what_was_expected() {
+        for (keys, complaint) in [
+            ("rate = \"100\"", "workers.database.rate: expected so many attempts a second"),
+            ("rate = 100", "found a whole number"),
+            ("breaker = { failures = 0 }", "a whole number from 1 to 1000000, found 0"),
+            ("breaker = { pause = \"0s\" }", "workers.database.breaker.pause: must be from 100ms"),
+            ("breaker = { max_pause = \"2h\" }", "must be from 100ms to 1h"),
+            ("breaker = { pause = \"2m\" }", "must not be longer than `max_pause`"),
+            ("breaker = { pauses = \"1s\" }", "did you mean `pause`?"),
+        ] {
+            let complaints = database(keys).expect_err(keys);
+            assert!(complaints.contains(complaint), "{keys} gave {complaints}");
+            assert!(complaints.contains("has 1 mistake\n"), "{keys} gave {complaints}");
+        }
+    }
 }

@@ -3,7 +3,10 @@
 use std::{
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,33 +14,73 @@ use anyhow::anyhow;
 use futures_util::FutureExt;
 use time::OffsetDateTime;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::{MissedTickBehavior, interval_at, timeout},
+    sync::{Notify, Semaphore, SemaphorePermit},
+    time::{MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
-use vestibule_events::{Acknowledge, SignUpEvent, Undecodable};
-use vestibule_store::{DeadLetter, Done, FailedAttempt, Failures, Store, StoreError};
+use tracing::{Instrument, debug, error, info_span, warn};
+use uuid::Uuid;
+use vestibule_events::{Acknowledge, Person, Undecodable, trace::Span};
+use vestibule_store::{
+    AfterFailure, Done, Failed, FailedAttempt, FailedEvent, Failures, Retry, Standing, Store,
+    StoreError,
+};
 
 use super::{
-    Cause, HandleError, Task, Worker, WorkerSettings,
+    Cause, HandleError, RetryPolicy, Rhythm, Task, Worker, WorkerSettings,
+    breaker::Sign,
+    gate::{Gate, Pass},
+    held::{Held, Lease, Leases},
     order::Turn,
+    rate::Bucket,
     retry::{Pace, Rest},
     text,
 };
 use crate::metrics::{OneWorker, WorkerMetrics};
 
+/// Traces are closed some minutes after they began: an attempt later than this begins its own.
+const LATE: Duration = Duration::from_secs(120);
+
 /// What all events in the hands of a worker share.
 #[derive(Debug)]
 pub(super) struct Desk {
-    worker: Arc<dyn Worker>,
-    settings: WorkerSettings,
-    store: Store,
-    metrics: OneWorker,
+    worker: std::sync::Arc<dyn Worker>,
+    pub(super) settings: WorkerSettings,
+    pub(super) rhythm: Rhythm,
+    pub(super) store: Store,
+    pub(super) metrics: OneWorker,
+    pub(super) gate: Gate,
+    pub(super) leases: Leases,
+    /// Something is due in the store sooner than whoever looks there expects.
+    pub(super) due_sooner: Notify,
+    /// Something of this worker is set aside in the store, so an event may be one of those.
+    pub(super) sets_aside: AtomicBool,
+    /// When the event happened whose handling began last, in seconds since 1970; 0 before it.
+    pub(super) last_begun: AtomicI64,
     /// One permit for each attempt that may run.
     seats: Semaphore,
+    bucket: Option<Mutex<Bucket>>,
     store_pace: Mutex<Pace>,
     stop: CancellationToken,
+}
+
+/// An event in hand that waits for its attempt.
+#[derive(Debug)]
+pub(super) struct InHand {
+    pub(super) task: Task,
+    pub(super) turn: Turn,
+    pub(super) held: Held,
+    /// The log may have given it before, so the store is asked what became of it.
+    pub(super) may_be_settled: bool,
+}
+
+/// What comes of waiting for an attempt.
+enum Ready<'a> {
+    Go(SemaphorePermit<'a>, Pass<'a>),
+    /// It is done, waits in the store or was given up: nothing is to be done with it here.
+    Settled(Standing),
+    NotNow,
+    NobodyKnows(StoreError),
 }
 
 /// An attempt that failed for reasons of the event or of the other side, not of our store.
@@ -47,6 +90,7 @@ struct Failure {
     fate: Fate,
 }
 
+#[derive(Clone, Copy)]
 enum Fate {
     MayPass { after: Option<Duration> },
     Hopeless,
@@ -54,79 +98,162 @@ enum Fate {
 
 impl Desk {
     pub(super) fn new(
-        worker: Arc<dyn Worker>,
+        worker: std::sync::Arc<dyn Worker>,
         settings: WorkerSettings,
+        rhythm: Rhythm,
         store: Store,
         metrics: &WorkerMetrics,
         stop: CancellationToken,
     ) -> Self {
         let metrics = metrics.of(worker.name());
+        let gate = Gate::new(worker.name(), settings.breaker, metrics.clone());
         let seats = Semaphore::new(settings.concurrency.clamp(1, Semaphore::MAX_PERMITS));
-        Self { worker, settings, store, metrics, seats, store_pace: Mutex::default(), stop }
+        let bucket = settings.rate.map(|rate| Mutex::new(Bucket::new(rate, Instant::now())));
+        Self {
+            worker,
+            settings,
+            rhythm,
+            store,
+            metrics,
+            gate,
+            leases: Leases::default(),
+            due_sooner: Notify::new(),
+            sets_aside: AtomicBool::new(false),
+            last_begun: AtomicI64::new(0),
+            seats,
+            bucket,
+            store_pace: Mutex::default(),
+            stop,
+        }
     }
 
     pub(super) fn name(&self) -> &str {
         self.worker.name()
     }
 
-    pub(super) fn concurrency(&self) -> usize {
-        self.settings.concurrency.max(1)
+    pub(super) fn has_set_aside(&self) -> bool {
+        self.sets_aside.load(Ordering::Relaxed)
     }
 
-    /// Waits for the event's turn, makes one attempt, and settles it with the log.
-    pub(super) async fn deal_with(
-        &self,
-        task: Task,
-        mut turn: Turn,
-        acknowledge: &dyn Acknowledge,
-    ) {
-        self.in_hand(acknowledge, async {
-            let Some(seat) = self.seat(&mut turn).await else {
-                self.give_back(Duration::ZERO, acknowledge).await;
-                return;
+    /// Waits for the event's turn, makes one attempt, and settles it.
+    pub(super) async fn deal_with(&self, in_hand: InHand) {
+        let InHand { task, mut turn, held, may_be_settled } = in_hand;
+        self.in_hand(held.log(), async {
+            let (seat, pass) = match self.ready(&task, &mut turn, may_be_settled).await {
+                Ready::Go(seat, pass) => (seat, pass),
+                Ready::Settled(standing) => {
+                    debug!(
+                        worker = self.name(),
+                        event = %task.event.id,
+                        ?standing,
+                        "the log gave an event again that is settled"
+                    );
+                    return self.let_go(&held).await;
+                }
+                Ready::NotNow => return self.put_back(&held, Duration::ZERO).await,
+                Ready::NobodyKnows(error) => return self.postpone(&held, &error.into()).await,
             };
             let now = OffsetDateTime::now_utc();
             self.metrics.began((now - task.event.time).try_into().unwrap_or_default());
+            self.last_begun.store(task.event.time.unix_timestamp(), Ordering::Relaxed);
             let began = Instant::now();
-            let outcome = self.attempt(&task).await;
+            let span = Span::of_attempt(self.name(), &task.event, is_late(&task, now));
+            let outcome = span.within(pin!(self.attempt(&task))).await;
+            if let Err(error) = &outcome {
+                span.failed(word_for(error));
+            }
             let took = began.elapsed();
+            let counts = pass.ended(sign_of(&outcome));
             // The next attempt need not wait until this one is noted; the same person's must.
             drop(seat);
             self.metrics.seconds.observe(took.as_secs_f64());
-            self.settle(&task, now, took, outcome, acknowledge).await;
+            let failure = match outcome {
+                Ok(()) => {
+                    self.metrics.done.inc();
+                    return self.done(&task, &held).await;
+                }
+                Err(HandleError::StoreUnavailable(source)) => {
+                    self.metrics.postponed.inc();
+                    return self.postpone(&held, &source).await;
+                }
+                Err(HandleError::Retry { source, cause, after }) => {
+                    Failure { source, cause, fate: Fate::MayPass { after } }
+                }
+                Err(HandleError::Park { source, cause }) => {
+                    Failure { source, cause, fate: Fate::Hopeless }
+                }
+            };
+            let failed = FailedEvent {
+                attempt: FailedAttempt {
+                    worker: self.name().to_owned(),
+                    event_id: task.event.id,
+                    sequence: task.sequence,
+                    started_at: now,
+                    took,
+                    cause_class: failure.cause.to_string(),
+                    error: text::of(&failure.source),
+                },
+                person: task.event.person.clone(),
+                payload: serde_json::to_vec(&task.event).expect("an event serialises"),
+                counts,
+            };
+            span.within(pin!(self.set_aside(&held, &failed, failure.fate))).await;
         })
         .await;
     }
 
-    /// Bytes that are no event: no attempt can help, so they are parked as they are.
+    /// Bytes in the log that are no event: no attempt can help, so they are parked as they are.
     pub(super) async fn park_undecodable(
         &self,
         sequence: u64,
         undecodable: &Undecodable,
-        acknowledge: &dyn Acknowledge,
+        held: Held,
     ) {
-        let letter = DeadLetter {
-            worker: self.name().to_owned(),
-            event_id: None,
-            person: None,
-            sequence,
-            payload: undecodable.raw.clone(),
-            cause_class: Cause::Undecodable.to_string(),
-            error: undecodable.reason.clone(),
-            parked_at: OffsetDateTime::now_utc(),
+        let now = OffsetDateTime::now_utc();
+        self.in_hand(held.log(), async {
+            match self.store.park_undecodable(self.name(), sequence, undecodable, now).await {
+                // Parked before means that only the acknowledgement was lost; it has been told.
+                Ok(Done::Before) => {}
+                Ok(Done::Now) => {
+                    self.parked(Cause::Undecodable.as_str(), &undecodable.reason, sequence, None);
+                }
+                Err(error) => return self.postpone(&held, &error.into()).await,
+            }
+            self.let_go(&held).await;
+        })
+        .await;
+    }
+
+    /// The same of what waits in the store.
+    pub(super) async fn park_unreadable_retry(&self, retry: Retry, lease: Lease) {
+        let failed = FailedEvent {
+            attempt: FailedAttempt {
+                worker: self.name().to_owned(),
+                event_id: retry.event_id,
+                sequence: retry.sequence,
+                started_at: OffsetDateTime::now_utc(),
+                took: Duration::ZERO,
+                cause_class: Cause::Undecodable.to_string(),
+                error: "what waits in the store is no event that this version can read".into(),
+            },
+            person: retry.person,
+            payload: retry.payload,
+            counts: true,
         };
-        self.in_hand(acknowledge, self.park(&letter, acknowledge)).await;
+        self.in_hand(None, self.set_aside(&Held::Store(lease), &failed, Fate::Hopeless)).await;
     }
 
-    /// Tells the log to give the event again after `delay`.
-    pub(super) async fn hand_back(&self, delay: Duration, acknowledge: &dyn Acknowledge) {
-        self.in_hand(acknowledge, self.give_back(delay, acknowledge)).await;
+    /// Lets whoever gave the event give it again after `delay`.
+    pub(super) async fn hand_back(&self, held: Held, delay: Duration) {
+        self.in_hand(held.log(), self.put_back(&held, delay)).await;
     }
 
-    /// Keeps the log from giving the event to somebody else while it is dealt with here.
-    async fn in_hand(&self, acknowledge: &dyn Acknowledge, work: impl Future<Output = ()>) {
-        let every = (self.settings.ack_wait / 3).max(Duration::from_millis(10));
+    /// Keeps the log from giving the event to somebody else while it is dealt with here. For what
+    /// is the store's, all leases are extended together.
+    async fn in_hand(&self, log: Option<&dyn Acknowledge>, work: impl Future<Output = ()>) {
+        let every = self.settings.heartbeat();
         let heartbeat = async {
+            let Some(acknowledge) = log else { return std::future::pending().await };
             let mut beat = interval_at(tokio::time::Instant::now() + every, every);
             beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -147,21 +274,47 @@ impl Desk {
         }
     }
 
-    /// A seat, once the person's earlier events have been dealt with; `None` if we stop before.
-    async fn seat(&self, turn: &mut Turn) -> Option<SemaphorePermit<'_>> {
+    /// Waits until the attempt may begin: the person's earlier events have been dealt with, there is
+    /// a seat, the target is not left alone, and the rate allows it.
+    async fn ready(&self, task: &Task, turn: &mut Turn, may_be_settled: bool) -> Ready<'_> {
         tokio::select! {
             // Biased: when all that wait are handed back at once, none may take the turn that
             // another one has just given up.
             biased;
-            () = self.stop.cancelled() => None,
-            seat = async { turn.comes().await; self.seats.acquire().await } => seat.ok(),
+            () = self.stop.cancelled() => Ready::NotNow,
+            () = self.gate.shuts() => Ready::NotNow,
+            ready = async {
+                turn.comes().await;
+                if may_be_settled {
+                    match self.store.standing(self.name(), task.event.id).await {
+                        Ok(Standing::Open) => {}
+                        Ok(settled) => return Ready::Settled(settled),
+                        Err(error) => return Ready::NobodyKnows(error),
+                    }
+                }
+                let Ok(seat) = self.seats.acquire().await else { return Ready::NotNow };
+                let Some(pass) = self.gate.enter().await else { return Ready::NotNow };
+                self.token().await;
+                Ready::Go(seat, pass)
+            } => ready,
+        }
+    }
+
+    async fn token(&self) {
+        let Some(bucket) = &self.bucket else { return };
+        loop {
+            let taken = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+            match taken {
+                Ok(()) => return,
+                Err(at) => sleep_until(at.into()).await,
+            }
         }
     }
 
     /// One call of the worker, bounded in time; a panic is a failure like others.
     async fn attempt(&self, task: &Task) -> Result<(), HandleError> {
-        let handling = AssertUnwindSafe(self.worker.handle(task)).catch_unwind();
-        match timeout(self.settings.timeout, handling).await {
+        let handling = self.worker.handle(task).instrument(fields(self.name(), task));
+        match timeout(self.settings.timeout, AssertUnwindSafe(handling).catch_unwind()).await {
             Ok(Ok(outcome)) => outcome,
             // What a panic says may quote the event, so it is not repeated here.
             Ok(Err(_panic)) => {
@@ -174,123 +327,120 @@ impl Desk {
         }
     }
 
-    async fn settle(
-        &self,
-        task: &Task,
-        began: OffsetDateTime,
-        took: Duration,
-        outcome: Result<(), HandleError>,
-        acknowledge: &dyn Acknowledge,
-    ) {
-        let failure = match outcome {
-            Ok(()) => {
-                self.metrics.done.inc();
-                self.store_answers();
-                return self.acknowledge(acknowledge).await;
+    async fn done(&self, task: &Task, held: &Held) {
+        self.store_answers();
+        match held {
+            Held::Log(acknowledge) => self.acknowledge(&**acknowledge).await,
+            Held::Store(lease) => {
+                let now = OffsetDateTime::now_utc();
+                let Err(error) = self.store.finish_retry(self.name(), lease.event_id, now).await
+                else {
+                    return;
+                };
+                let error = text::of(&error.into());
+                warn!(
+                    worker = self.name(),
+                    event = %task.event.id,
+                    error,
+                    "could not note that an event is done; it comes again and changes nothing"
+                );
             }
-            Err(HandleError::StoreUnavailable(source)) => {
-                self.metrics.postponed.inc();
-                return self.postpone(&source, acknowledge).await;
-            }
-            Err(HandleError::Retry { source, cause, after }) => {
-                Failure { source, cause, fate: Fate::MayPass { after } }
-            }
-            Err(HandleError::Park { source, cause }) => {
-                Failure { source, cause, fate: Fate::Hopeless }
-            }
-        };
-        let failed = FailedAttempt {
-            worker: self.name().to_owned(),
-            event_id: task.event.id,
-            sequence: task.sequence,
-            started_at: began,
-            took,
-            cause_class: failure.cause.to_string(),
-            error: text::of(&failure.source),
-        };
-        match self.store.record_failed_attempt(&failed).await {
-            Ok(failures) => {
-                self.store_answers();
-                self.retry_or_park(task, &failed, &failure, failures, acknowledge).await;
-            }
+        }
+    }
+
+    /// First kept in the store, to be tried again or as a dead letter, and only then taken from the
+    /// log's hands: in between, it is in both.
+    async fn set_aside(&self, held: &Held, failed: &FailedEvent, fate: Fate) {
+        if let Held::Store(lease) = held {
+            lease.end();
+        }
+        let outcome = match self.store.fail(failed, self.after_failure(failed.counts, fate)).await {
+            Ok(outcome) => outcome,
             Err(error) => {
                 self.metrics.postponed.inc();
-                self.postpone(&error.into(), acknowledge).await;
+                return self.postpone(held, &error.into()).await;
+            }
+        };
+        let FailedEvent { attempt, person, .. } = failed;
+        self.store_answers();
+        self.sets_aside.store(true, Ordering::Relaxed);
+        match outcome {
+            Failed::Waits { due_at } => {
+                self.metrics.retried.inc();
+                let pause = due_at - OffsetDateTime::now_utc();
+                warn!(
+                    worker = self.name(),
+                    event = %attempt.event_id,
+                    %person,
+                    cause = attempt.cause_class,
+                    error = attempt.error,
+                    pause = %pause,
+                    "an attempt failed; the event is tried again after a pause"
+                );
+                if pause < self.rhythm.poll {
+                    self.due_sooner.notify_one();
+                }
+            }
+            Failed::Parked { .. } => {
+                self.metrics.refused.inc();
+                let about = Some((attempt.event_id, person));
+                self.parked(&attempt.cause_class, &attempt.error, attempt.sequence, about);
+            }
+            Failed::Settled(standing) => {
+                self.metrics.refused.inc();
+                debug!(
+                    worker = self.name(),
+                    event = %attempt.event_id,
+                    ?standing,
+                    "an attempt failed at an event that was settled meanwhile"
+                );
             }
         }
+        self.let_go(held).await;
     }
 
-    async fn retry_or_park(
+    fn after_failure(
         &self,
-        task: &Task,
-        failed: &FailedAttempt,
-        failure: &Failure,
-        failures: Failures,
-        acknowledge: &dyn Acknowledge,
-    ) {
-        let failing_for = OffsetDateTime::now_utc() - failures.first_at;
-        let pause = match failure.fate {
-            Fate::Hopeless => None,
-            Fate::MayPass { after } => self.settings.retry.pause_after(
-                failures.count,
-                failing_for.try_into().unwrap_or_default(),
-                after,
-            ),
-        };
-        let SignUpEvent { id, person, .. } = &task.event;
-        let Some(pause) = pause else {
-            self.metrics.refused.inc();
-            let letter = DeadLetter {
-                worker: failed.worker.clone(),
-                event_id: Some(*id),
-                person: Some(person.clone()),
-                sequence: task.sequence,
-                payload: serde_json::to_vec(&task.event).expect("an event serialises"),
-                cause_class: failed.cause_class.clone(),
-                error: failed.error.clone(),
-                parked_at: OffsetDateTime::now_utc(),
+        counts: bool,
+        fate: Fate,
+    ) -> impl FnOnce(Failures) -> AfterFailure + Send + use<> {
+        let retry = self.settings.retry;
+        // What costs no try cannot have been the last one.
+        let retry = if counts { retry } else { RetryPolicy { tries: u32::MAX, ..retry } };
+        move |failures| {
+            let now = OffsetDateTime::now_utc();
+            let pause = match fate {
+                Fate::Hopeless => None,
+                Fate::MayPass { after } => {
+                    let failing_for = (now - failures.first_at).try_into().unwrap_or_default();
+                    retry.pause_after(failures.count.max(1), failing_for, after)
+                }
             };
-            return self.park(&letter, acknowledge).await;
-        };
-        self.metrics.retried.inc();
-        warn!(
-            worker = failed.worker,
-            event = %id,
-            %person,
-            attempts = failures.count,
-            cause = failed.cause_class,
-            error = failed.error,
-            ?pause,
-            "an attempt failed; the event is tried again after a pause"
-        );
-        self.give_back(pause, acknowledge).await;
+            pause.map_or(AfterFailure::Park, |it| AfterFailure::Retry { due_at: now + it })
+        }
     }
 
-    /// First kept as a dead letter, only then taken from the log's hands: in between, it is in both.
-    async fn park(&self, letter: &DeadLetter, acknowledge: &dyn Acknowledge) {
-        let done = match self.store.park(letter).await {
-            Ok(done) => done,
-            Err(error) => return self.postpone(&error.into(), acknowledge).await,
-        };
-        self.store_answers();
-        // Parked before means that only the acknowledgement was lost; it has been told.
-        if done == Done::Now {
-            self.metrics.parked.inc();
-            error!(
-                worker = letter.worker,
-                event = letter.event_id.map(tracing::field::display),
-                person = letter.person.as_ref().map(tracing::field::display),
-                sequence = letter.sequence,
-                cause = letter.cause_class,
-                error = letter.error,
-                "an event is parked as a dead letter; mend the cause, then redrive it"
-            );
-        }
-        self.acknowledge(acknowledge).await;
+    fn parked(&self, cause: &str, error: &str, sequence: u64, about: Option<(Uuid, &Person)>) {
+        self.metrics.parked.inc();
+        self.sets_aside.store(true, Ordering::Relaxed);
+        error!(
+            worker = self.name(),
+            event = about.map(|(event, _)| tracing::field::display(event)),
+            person = about.map(|(_, person)| tracing::field::display(person)),
+            sequence,
+            cause,
+            error,
+            "an event is parked as a dead letter; mend the cause, then redrive it"
+        );
     }
 
     /// Our own store cannot serve: the event comes back later, and this attempt does not count.
-    async fn postpone(&self, source: &anyhow::Error, acknowledge: &dyn Acknowledge) {
+    async fn postpone(&self, held: &Held, source: &anyhow::Error) {
+        let pause = self.rest(source);
+        self.put_back(held, pause).await;
+    }
+
+    fn rest(&self, source: &anyhow::Error) -> Duration {
         let Rest { pause, tell } = self.pace(|pace| pace.failed(Instant::now()));
         let error = text::of(source);
         if matches!(source.downcast_ref(), Some(StoreError::Misconfigured(_))) && tell {
@@ -298,7 +448,7 @@ impl Desk {
         } else if tell {
             warn!(worker = self.name(), error, ?pause, "the store cannot serve; events wait");
         }
-        self.give_back(pause, acknowledge).await;
+        pause
     }
 
     fn store_answers(&self) {
@@ -307,6 +457,23 @@ impl Desk {
 
     fn pace<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> T {
         with(&mut self.store_pace.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn put_back(&self, held: &Held, delay: Duration) {
+        match held {
+            Held::Log(acknowledge) => self.nack(&**acknowledge, delay).await,
+            Held::Store(lease) => {
+                lease.end();
+                self.release(lease.event_id, delay).await;
+            }
+        }
+    }
+
+    /// The store knows what became of the event; the log may forget it.
+    async fn let_go(&self, held: &Held) {
+        if let Some(acknowledge) = held.log() {
+            self.acknowledge(acknowledge).await;
+        }
     }
 
     async fn acknowledge(&self, acknowledge: &dyn Acknowledge) {
@@ -319,7 +486,7 @@ impl Desk {
         }
     }
 
-    async fn give_back(&self, delay: Duration, acknowledge: &dyn Acknowledge) {
+    async fn nack(&self, acknowledge: &dyn Acknowledge, delay: Duration) {
         if let Err(error) = acknowledge.nack(delay).await {
             let error = text::of(&error.into());
             warn!(
@@ -327,6 +494,45 @@ impl Desk {
                 error, "an event could not be handed back; it comes again once the log misses us"
             );
         }
+    }
+
+    async fn release(&self, event_id: Uuid, delay: Duration) {
+        let due_at = OffsetDateTime::now_utc() + delay;
+        if let Err(error) = self.store.release_retry(self.name(), event_id, due_at).await {
+            let error = text::of(&error.into());
+            debug!(
+                worker = self.name(),
+                event = %event_id,
+                error,
+                "an event could not be put back; it is due once its lease is over"
+            );
+        }
+    }
+}
+
+/// What is said within an attempt is said of these.
+fn fields(worker: &str, task: &Task) -> tracing::Span {
+    info_span!("attempt", worker, event = %task.event.id, person = %task.event.person)
+}
+
+/// Whether the event's trace is over for whoever collects traces.
+fn is_late(task: &Task, now: OffsetDateTime) -> bool {
+    task.attempt > 1 || now - task.event.time > LATE
+}
+
+fn word_for(error: &HandleError) -> &'static str {
+    match error {
+        HandleError::Retry { cause, .. } | HandleError::Park { cause, .. } => cause.as_str(),
+        HandleError::StoreUnavailable(_) => "store",
+    }
+}
+
+fn sign_of(outcome: &Result<(), HandleError>) -> Sign {
+    match outcome {
+        Ok(()) => Sign::Answered,
+        Err(HandleError::Retry { cause, after, .. }) => Sign::of(*cause, *after),
+        Err(HandleError::Park { cause, .. }) => Sign::of(*cause, None),
+        Err(HandleError::StoreUnavailable(_)) => Sign::Nothing,
     }
 }
 

@@ -1,14 +1,24 @@
 //! The worker runtime: consume, keep order, retry, park, drain.
 //!
-//! It promises that every event the consumer hands out ends in exactly one of three ways:
-//! acknowledged after the worker's effect, handed back for later, or parked as a dead letter and
-//! only then acknowledged. A failing worker delays no other worker, a poisoned event no other
-//! person, and our own store being down costs an event no tries. What the effect is, and that
-//! doing it twice does no harm, is the worker's part.
+//! A worker takes events from the log and from what waits for it in the store. It promises that
+//! every event ends in exactly one of three ways: done after the worker's effect, kept in the store
+//! for a later attempt, or parked there as a dead letter; and only what is done or kept is
+//! acknowledged to the log, so nothing that waits is an unacknowledged message. What cannot be begun
+//! now is handed back to where it came from.
+//!
+//! A failing worker delays no other worker, a poisoned event no other person, however many have
+//! failed. A target that is down costs a handful of tries, our own store being down none. What the
+//! effect is, and that doing it twice does no harm, is the worker's part.
 
 mod attempt;
+mod breaker;
+mod gate;
+mod held;
 mod order;
+mod oversee;
+mod rate;
 mod retry;
+mod take;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -17,34 +27,20 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_trait::async_trait;
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
-};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
-use vestibule_events::{
-    Consumer, ConsumerSpec, Delivery, EventLog, Filter, Kind, LogError, SignUpEvent, Start,
-};
+use tracing::{info, warn};
+use vestibule_events::{ConsumerSpec, EventLog, Filter, Kind, SignUpEvent, Start};
 use vestibule_store::{Store, StoreError};
 
-pub use self::retry::RetryPolicy;
-use self::{
-    attempt::Desk,
-    order::Order,
-    retry::{Pace, Rest},
+pub(crate) use self::breaker::Flow;
+use self::{attempt::Desk, oversee::Watch, take::Hands};
+pub use self::{
+    breaker::BreakerPolicy,
+    rate::{NoRate, Rate},
+    retry::RetryPolicy,
 };
 use crate::WorkerMetrics;
-
-/// Per attempt that may run there are so many events in hand: those that wait for their turn
-/// behind an event of the same person must not keep the others from running.
-const IN_HAND_PER_ATTEMPT: usize = 4;
-
-/// One person may have so much of what is in hand, as a share.
-const ONE_PERSON: usize = 4;
-
-/// When more events of one person come than may wait, they come back after this.
-const CROWDED: Duration = Duration::from_secs(1);
 
 /// What an attempt needs after its time is up: to note the failure and tell the log.
 const SETTLING: Duration = Duration::from_secs(10);
@@ -61,30 +57,65 @@ pub async fn run(
     metrics: WorkerMetrics,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    run_at(Rhythm::default(), worker, settings, log, store, metrics, stop).await
+}
+
+/// How often what goes on beside the events is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rhythm {
+    /// Between two looks at the operators' word and at what is due in the store: both are changed
+    /// by others, who tell nobody.
+    pub(crate) poll: Duration,
+    /// Between two counts of what waits.
+    pub(crate) count: Duration,
+    /// So long may a log be seen to give nothing of what waits.
+    pub(crate) stall: Duration,
+}
+
+impl Default for Rhythm {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_secs(1),
+            count: Duration::from_secs(5),
+            stall: Duration::from_secs(20),
+        }
+    }
+}
+
+pub(crate) async fn run_at(
+    rhythm: Rhythm,
+    worker: Arc<dyn Worker>,
+    settings: WorkerSettings,
+    log: Arc<dyn EventLog>,
+    store: Store,
+    metrics: WorkerMetrics,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let name = worker.name().to_owned();
+    let spec = consumer_spec(&name, &settings);
+    let patience = settings.timeout + SETTLING;
     // Ours to cancel, so that what waits for its turn is handed back however the run ends.
     let stop = stop.child_token();
-    let opened = open(&*log, &consumer_spec(&name, &settings), &stop).await;
-    let Some(mut consumer) = opened.with_context(|| refused(&name))? else {
-        return Ok(());
+    let (hands, watch) = (Hands::new(&settings), Watch::default());
+    let desk = Arc::new(Desk::new(worker, settings, rhythm, store, &metrics, stop.clone()));
+
+    let working = async {
+        let from_log = async {
+            let ended = take::from_log(&desk, &hands, &*log, &spec, &watch, &stop).await;
+            stop.cancel();
+            ended
+        };
+        let (ended, ()) = tokio::join!(from_log, take::from_store(&desk, &hands, &stop));
+        if timeout(patience, hands.emptied(&desk)).await.is_err() {
+            warn!(worker = name, "stopped before all attempts ended; their events come again");
+        }
+        ended
     };
-    info!(worker = name, "worker takes events");
-
-    let patience = settings.timeout + SETTLING;
-    let desk = Arc::new(Desk::new(worker, settings, store, &metrics, stop.clone()));
-    let mut in_hand = JoinSet::new();
-    let ended = take(&desk, &mut *consumer, &mut in_hand, &stop).await;
-
-    stop.cancel();
-    let finished = timeout(patience, async { while in_hand.join_next().await.is_some() {} }).await;
-    if finished.is_err() {
-        warn!(
-            worker = name,
-            events = in_hand.len(),
-            "stopped before all attempts ended; the log will give their events again"
-        );
-        in_hand.shutdown().await;
-    }
+    let ended = tokio::select! {
+        ended = working => ended,
+        // While what is in hand is finished, too: its leases are still to be kept.
+        never = oversee::oversee(&desk, &*log, &spec, &watch) => match never {},
+    };
     info!(worker = name, "worker has stopped");
     ended.with_context(|| refused(&name))
 }
@@ -94,114 +125,6 @@ fn refused(worker: &str) -> String {
         "worker `{worker}` cannot get its events; see that its consumer exists and that it may \
          read it, then start the worker again"
     )
-}
-
-/// Opens the consumer, however long that takes. `None` if stopped meanwhile.
-async fn open(
-    log: &dyn EventLog,
-    spec: &ConsumerSpec,
-    stop: &CancellationToken,
-) -> Result<Option<Box<dyn Consumer>>, LogError> {
-    let mut pace = Pace::default();
-    let opening = async {
-        loop {
-            match log.consumer(spec.clone()).await {
-                Err(LogError::Unavailable(source)) => {
-                    let Rest { pause, tell } = pace.failed(std::time::Instant::now());
-                    let error = text::of(&source);
-                    if tell {
-                        warn!(
-                            worker = spec.name,
-                            error,
-                            ?pause,
-                            "cannot open the consumer; trying again"
-                        );
-                    }
-                    sleep(pause).await;
-                }
-                other => return other,
-            }
-        }
-    };
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => Ok(None),
-        opened = opening => opened.map(Some),
-    }
-}
-
-/// Takes events and sets a task on each, until stopped or refused.
-async fn take(
-    desk: &Arc<Desk>,
-    consumer: &mut dyn Consumer,
-    in_hand: &mut JoinSet<()>,
-    stop: &CancellationToken,
-) -> Result<(), LogError> {
-    let most = desk.concurrency().saturating_mul(IN_HAND_PER_ATTEMPT);
-    let order = Order::new((most / ONE_PERSON).max(1));
-    let mut pace = Pace::default();
-    let mut rest_until = Instant::now();
-    loop {
-        while let Some(ended) = in_hand.try_join_next() {
-            complain_if_broken(desk, ended);
-        }
-        tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    Some(ended) = in_hand.join_next(), if in_hand.len() >= most => {
-                        complain_if_broken(desk, ended);
-                    }
-                    delivery = async { sleep_until(rest_until).await; consumer.next().await },
-                        if in_hand.len() < most => match delivery
-                    {
-                        Ok(delivery) => {
-                            pace.succeeded();
-                            begin(desk, &order, in_hand, delivery);
-                        }
-                        Err(LogError::Unavailable(source)) => {
-                            // The consumer restores itself; this only keeps us from spinning if it does
-                            // not wait.
-                            let Rest { pause, tell } = pace.failed(std::time::Instant::now());
-                            rest_until = Instant::now() + pause;
-                            let error = text::of(&source);
-                            if tell {
-                            warn!(worker = desk.name(), error, ?pause, "the log gives no events; trying again");
-        }
-                        }
-                        Err(refused @ LogError::Refused(_)) => return Err(refused),
-                    }
-                }
-    }
-}
-
-fn begin(desk: &Arc<Desk>, order: &Order, in_hand: &mut JoinSet<()>, delivery: Delivery) {
-    let desk = desk.clone();
-    let Delivery { sequence, deliveries, event, acknowledge } = delivery;
-    match event {
-        Err(undecodable) => {
-            in_hand.spawn(async move {
-                desk.park_undecodable(sequence, &undecodable, &*acknowledge).await;
-            });
-        }
-        Ok(event) => match order.enter(&event.person) {
-            Some(turn) => {
-                let attempt = u32::try_from(deliveries.max(1)).unwrap_or(u32::MAX);
-                let task = Task { event, sequence, attempt };
-                in_hand.spawn(async move { desk.deal_with(task, turn, &*acknowledge).await });
-            }
-            None => {
-                in_hand.spawn(async move { desk.hand_back(CROWDED, &*acknowledge).await });
-            }
-        },
-    }
-}
-
-fn complain_if_broken(desk: &Desk, ended: Result<(), tokio::task::JoinError>) {
-    if let Err(broken) = ended
-        && broken.is_panic()
-    {
-        error!(worker = desk.name(), "the runtime broke at an event; the log will give it again");
-    }
 }
 
 /// A named consumer with an effect.
@@ -223,8 +146,8 @@ pub struct Task {
     pub event: SignUpEvent,
     /// Its place in the log.
     pub sequence: u64,
-    /// Which attempt this is, from 1. Best knowledge: after a restart, deliveries that never led
-    /// to an attempt count too.
+    /// Which attempt this is, from 1. Best knowledge: deliveries of the log that never led to an
+    /// attempt count too, and what was sent back as a dead letter begins anew.
     pub attempt: u32,
 }
 
@@ -335,6 +258,16 @@ pub struct WorkerSettings {
     /// The longest that one attempt may take.
     pub timeout: Duration,
     pub retry: RetryPolicy,
+    /// How fast attempts may begin, in this process; `None` is as fast as they can.
+    pub rate: Option<Rate>,
+    pub breaker: BreakerPolicy,
+}
+
+impl WorkerSettings {
+    /// How often to say that an event is still in hand: two may be lost before it is missed.
+    fn heartbeat(&self) -> Duration {
+        (self.ack_wait / 3).max(Duration::from_millis(10))
+    }
 }
 
 impl Default for WorkerSettings {
@@ -347,6 +280,8 @@ impl Default for WorkerSettings {
             ack_wait: Duration::from_secs(30),
             timeout: Duration::from_secs(20),
             retry: RetryPolicy::default(),
+            rate: None,
+            breaker: BreakerPolicy::default(),
         }
     }
 }
@@ -359,8 +294,8 @@ pub fn consumer_spec(name: &str, settings: &WorkerSettings) -> ConsumerSpec {
         start: settings.start,
         filter: settings.filter.clone(),
         ack_wait: settings.ack_wait,
-        // Events that wait for a retry count too. A thousand of them leave room for those behind,
-        // and bound what a provider's outage can keep open in the log.
+        // What all processes of the worker have in hand. Events that wait for a retry are not
+        // among them, but those are that were handed back while our store was down.
         max_in_flight: settings.concurrency.saturating_mul(8).max(1000),
     }
 }

@@ -1,0 +1,56 @@
+//! The runtime over the real log and the real store.
+
+mod faults;
+mod order;
+mod pressure;
+mod retries;
+
+use std::{
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::anyhow;
+use tokio::sync::{Notify, Semaphore};
+use uuid::Uuid;
+use vestibule_store::{Letter, LetterFilter};
+use vestibule_testkit::eventually;
+
+use super::*;
+use crate::testing::{LIMIT, SCRIPTED, Scripted, Shaky, Stage, settings};
+
+/// Longer than any test.
+const LONG: Duration = Duration::from_secs(3600);
+
+fn later() -> HandleError {
+    HandleError::retry(Cause::Unavailable, anyhow!("the provider is down"))
+}
+
+fn hopeless() -> HandleError {
+    HandleError::park(Cause::Refused, anyhow!("no such user <bob@example.com>"))
+}
+
+/// The dead letters of the scripted worker, the oldest first.
+async fn dead_letters(stage: &Stage) -> anyhow::Result<Vec<Letter>> {
+    let mut letters = stage.store.letters(&LetterFilter::default(), None, 10_000).await?;
+    letters.retain(|it| it.worker == SCRIPTED);
+    letters.reverse();
+    Ok(letters)
+}
+
+/// A worker whose attempts each wait for a permit, and how many have begun.
+fn gated() -> (Scripted, Arc<Semaphore>, Arc<Notify>) {
+    let (gate, began) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let worker = {
+        let (gate, began) = (gate.clone(), began.clone());
+        Scripted::new(move |_| {
+            let (gate, began) = (gate.clone(), began.clone());
+            async move {
+                began.notify_one();
+                gate.acquire().await.unwrap().forget();
+                Ok(())
+            }
+        })
+    };
+    (worker, gate, began)
+}
