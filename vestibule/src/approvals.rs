@@ -14,11 +14,7 @@ use vestibule_api::ApprovalDesk;
 use vestibule_events::{ConnectorName, Person, Verdict};
 use vestibule_store::{ApprovalFilter, ApprovalRequest, Decided, RequestState, Store};
 
-use crate::{
-    cli::Output,
-    config::{Config, StoreTarget},
-    wiring,
-};
+use crate::{cli::Output, config::Config, wiring};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ApprovalsCommand {
@@ -84,7 +80,7 @@ fn state(word: &str) -> Result<StateFilter, vestibule_store::UnknownState> {
 }
 
 /// A decision that is nobody's is none.
-fn approver(name: &str) -> Result<String, String> {
+pub(crate) fn approver(name: &str) -> Result<String, String> {
     let name = name.trim();
     if name.is_empty() {
         return Err("name who decides".to_owned());
@@ -102,14 +98,7 @@ fn reason(text: &str) -> Result<String, String> {
 }
 
 pub(crate) async fn approvals(command: ApprovalsCommand, config: &Config) -> anyhow::Result<()> {
-    // Opening it would make an empty one, and the folder of some other place may be meant.
-    let data = config.data.display();
-    if matches!(config.store.target, StoreTarget::Sqlite) && !wiring::store_file(config).exists() {
-        bail!(
-            "there is no store in {data}; `vestibule up` makes it, and --data names another folder"
-        );
-    }
-    let store = wiring::store(config).await?;
+    let store = wiring::existing_store(config).await?;
     match command {
         ApprovalsCommand::List(args) => list(&store, args).await,
         ApprovalsCommand::Show { which, output } => {
@@ -272,7 +261,7 @@ fn email(request: &ApprovalRequest) -> Option<&str> {
     request.event.sign_up.email.as_ref().map(vestibule_events::Email::expose)
 }
 
-fn at(time: OffsetDateTime) -> String {
+pub(crate) fn at(time: OffsetDateTime) -> String {
     let seconds = time.replace_nanosecond(0).unwrap_or(time);
     seconds.format(&Rfc3339).unwrap_or_default()
 }

@@ -5,8 +5,9 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    approvals::ApprovalsCommand, backup::BackupArgs, check::CheckArgs, replay::ReplayArgs, simulate::SimulateArgs,
-    test::TestArgs, trying::TryArgs,
+    approvals::ApprovalsCommand, backup::BackupArgs, check::CheckArgs, dead::DeadCommand,
+    replay::ReplayArgs, simulate::SimulateArgs, test::TestArgs, trying::TryArgs,
+    workers::WorkerCommand,
 };
 
 /// The business-logic layer behind self-service sign-up.
@@ -68,6 +69,19 @@ pub(crate) enum Output {
     Json,
 }
 
+const WORKER_USAGE: &str = "\
+vestibule worker [OPTIONS] [NAME]...
+       vestibule worker [OPTIONS] <COMMAND>";
+
+const WORKER_EXAMPLES: &str = "\
+Examples:
+  vestibule worker notify database
+      Run these two workers in this process, over NATS JetStream.
+  vestibule worker list
+      What waits for each worker, and which are paused? Works embedded, too.
+  vestibule worker pause notify --reason 'the channel moves'
+      Take no events for now, in every process of `notify`, `vestibule up` included.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run everything in one process, embedded: connector, log, workers, store
@@ -81,11 +95,21 @@ pub(crate) enum Command {
         #[arg(long)]
         without_relay: bool,
     },
-    /// Run workers over NATS JetStream
+    /// Run workers over NATS JetStream; or list, pause, resume and remove workers
+    ///
+    /// Without one of the commands below, runs the workers that are named, or all.
+    #[command(override_usage = WORKER_USAGE, after_help = WORKER_EXAMPLES)]
     Worker {
-        /// Which workers; all that are configured where none is named
+        /// Which workers to run; all that are configured where none is named
         #[arg(value_name = "NAME")]
         names: Vec<String>,
+        #[command(subcommand)]
+        command: Option<WorkerCommand>,
+    },
+    /// Look at dead letters: events that a worker gave up; send them back, or drop them
+    Dead {
+        #[command(subcommand)]
+        command: DeadCommand,
     },
     /// Run only the relay: local log to JetStream, beside `vestibule api --without-relay`
     Relay,
@@ -121,10 +145,31 @@ pub(crate) enum Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn workers_are_run_by_name_and_managed_by_command() {
+        let parse = |line: &str| {
+            let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+            let Command::Worker { names, command } = cli.command else { panic!("{line}") };
+            (names.join(" "), command.is_some())
+        };
+        for (line, names, managed) in [
+            ("vestibule worker", "", false),
+            ("vestibule worker notify database", "notify database", false),
+            ("vestibule worker notify --admin 127.0.0.1:7173", "notify", false),
+            ("vestibule worker list", "", true),
+            ("vestibule worker --config other.toml list", "", true),
+            ("vestibule worker pause notify --reason moving --by grace", "", true),
+        ] {
+            assert_eq!(parse(line), (names.to_owned(), managed), "{line}");
+        }
     }
 }

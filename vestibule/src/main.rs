@@ -8,6 +8,7 @@ mod backup;
 mod check;
 mod cli;
 mod config;
+mod dead;
 mod deciding;
 mod migrate;
 mod readiness;
@@ -19,6 +20,7 @@ mod test;
 mod trial;
 mod trying;
 mod wiring;
+mod workers;
 
 use std::{io, process::ExitCode};
 
@@ -70,7 +72,16 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up => run::up(load()?, &file).await?,
         Command::Api { without_relay } => run::api(load()?, without_relay).await?,
-        Command::Worker { names } => run::worker(load()?, &names).await?,
+        Command::Worker { names, command: None } => {
+            run::worker(load()?, &names).await?;
+        }
+        Command::Worker { names, command: Some(_) } if !names.is_empty() => {
+            anyhow::bail!("name workers to run, or say what to do about one: not both");
+        }
+        Command::Worker { command: Some(command), .. } => {
+            workers::workers(command, &load()?).await?;
+        }
+        Command::Dead { command } => return dead::dead(command, &load()?).await,
         Command::Relay => run::relay(load()?).await?,
         Command::Migrate { output } => migrate::migrate(&load()?, output).await?,
         Command::Check(args) => check::check(args, load(), &file).await?,

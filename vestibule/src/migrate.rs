@@ -63,13 +63,18 @@ pub(crate) async fn provision(
     nats: &NatsConfig,
     stream: &JetStream,
 ) -> anyhow::Result<Provisioned> {
+    let_in(nats, stream).await?;
+    let spec = |worker: &WorkerConfig| consumer_spec(worker.name(), &worker.settings);
+    let consumers: Vec<_> = config.workers.iter().map(spec).collect();
+    stream.provision(&consumers).await.context("could not prepare the stream")
+}
+
+/// Waits for the connection, but not for ever.
+pub(crate) async fn let_in(nats: &NatsConfig, stream: &JetStream) -> anyhow::Result<()> {
     tokio::time::timeout(CONNECT_LIMIT, stream.connected()).await.with_context(|| {
         format!(
             "NATS at {} does not let us in; is it running, and is the password right?",
             nats.url
         )
-    })?;
-    let spec = |worker: &WorkerConfig| consumer_spec(worker.name(), &worker.settings);
-    let consumers: Vec<_> = config.workers.iter().map(spec).collect();
-    stream.provision(&consumers).await.context("could not prepare the stream")
+    })
 }

@@ -317,7 +317,7 @@ pub(crate) fn parse_moment(text: &str) -> Result<Moment, String> {
     })
 }
 
-fn parse_pseudonym(text: &str) -> Result<Person, String> {
+pub(crate) fn parse_pseudonym(text: &str) -> Result<Person, String> {
     let is_pseudonym =
         text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     if is_pseudonym {

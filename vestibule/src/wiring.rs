@@ -114,6 +114,22 @@ pub(crate) async fn store(config: &Config) -> anyhow::Result<Store> {
     Store::open(&store_url(config)?, options).await.context("could not open the store")
 }
 
+/// Opens the store to look at what is in it: nothing is made, and its schema must be there.
+pub(crate) async fn existing_store(config: &Config) -> anyhow::Result<Store> {
+    // Opening it would make an empty one, and the folder of some other place may be meant.
+    let data = config.data.display();
+    if matches!(config.store.target, StoreTarget::Sqlite) && !store_file(config).exists() {
+        bail!(
+            "there is no store in {data}; `vestibule up` makes it, and --data names another folder"
+        );
+    }
+    let store = store(config).await?;
+    if !store.schema_is_current().await.context("could not read the store")? {
+        bail!("the store's schema is older than this version; `vestibule migrate` updates it");
+    }
+    Ok(store)
+}
+
 /// The key of pseudonyms: the configured one, or one generated in the data folder.
 pub(crate) fn pseudonym_key(config: &Config) -> anyhow::Result<PseudonymKey> {
     let secret = match &config.key {

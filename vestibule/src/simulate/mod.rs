@@ -293,7 +293,7 @@ async fn check(
 }
 
 /// A bar on standard error; it hides itself where that is no terminal.
-fn progress(what: &'static str, length: u64) -> ProgressBar {
+pub(crate) fn progress(what: &'static str, length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template(
         "{prefix:>11} {bar:40} {human_pos}/{human_len} {per_sec} {eta}",
     )

@@ -1,0 +1,478 @@
+//! `vestibule worker list|pause|resume|remove`: what waits for each worker, and what keeps it.
+//!
+//! What the log holds for a worker and what the store has set aside are looked at from outside:
+//! whether a process runs cannot be known here, so nothing is said about it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use vestibule_events::{Backlog, EventLog, LocalLog, Role};
+use vestibule_store::{Done, PausedWorker, SetAside, Store};
+use vestibule_workers::{Accounts, Approvals, Database, Notify, Permissions};
+
+use crate::{
+    approvals::{approver, at},
+    cli::Output,
+    config::{Config, WorkerConfig, did_you_mean},
+    dead::{answer, reason, say},
+    migrate, replay, wiring,
+};
+
+/// What can be done about a worker. These words win over the name of a worker.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkerCommand {
+    /// List the workers: what waits for each, and which are paused
+    List {
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Let a worker take no events, in every process of it, until it is resumed
+    ///
+    /// It finishes what it has in hand and takes nothing more within about a second. What comes
+    /// waits, in the log and in the store, and nothing of it is lost or given up meanwhile; events
+    /// of an age that retention removes are gone from the log for everybody, so do not forget it.
+    Pause {
+        #[command(flatten)]
+        which: Which,
+        /// Why; shown by `vestibule worker list`
+        #[arg(long, value_name = "TEXT", value_parser = reason)]
+        reason: String,
+        /// Who pauses it
+        #[arg(long, value_name = "NAME", env = "USER", value_parser = approver)]
+        by: String,
+    },
+    /// Let a paused worker go on where it was
+    Resume {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Remove what a worker leaves behind that is configured no more: its durable consumer
+    ///
+    /// Shows first what is lost. A worker of that name that is configured later begins anew, where
+    /// its `start` says.
+    Remove {
+        #[command(flatten)]
+        which: Which,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Who removes it; kept with the dead letters that this drops
+        #[arg(long, value_name = "NAME", env = "USER", value_parser = approver)]
+        by: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// The worker, as `vestibule worker list` names it
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+pub(crate) async fn workers(command: WorkerCommand, config: &Config) -> anyhow::Result<()> {
+    let store = wiring::existing_store(config).await?;
+    match command {
+        WorkerCommand::List { output } => list(config, &store, output).await,
+        WorkerCommand::Pause { which, reason, by } => {
+            pause(config, &store, &which.name, &by, &reason).await
+        }
+        WorkerCommand::Resume { which } => resume(config, &store, &which.name).await,
+        WorkerCommand::Remove { which, yes, by } => {
+            remove(config, &store, &which.name, &by, yes).await
+        }
+    }
+}
+
+/// A worker as it is seen from outside.
+#[derive(Debug, Default)]
+struct Seen {
+    configured: bool,
+    paused: Option<PausedWorker>,
+    backlog: Waiting,
+    aside: SetAside,
+}
+
+/// What the log holds for a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Waiting {
+    /// The log could not be asked.
+    #[default]
+    Unknown,
+    /// It knows nobody of that name.
+    NoConsumer,
+    Known(Backlog),
+}
+
+async fn list(config: &Config, store: &Store, output: Output) -> anyhow::Result<()> {
+    let log = replay::open_log(config).await;
+    if let Err(error) = &log {
+        eprintln!("warning: what waits in the log is not known: {error:#}");
+    }
+    let seen = look(config, store, log.ok()).await?;
+    match output {
+        Output::Json => {
+            say!("{}", Value::from_iter(seen.iter().map(|(name, it)| as_json(name, it))))?;
+        }
+        Output::Table if seen.is_empty() => {
+            say!("the configuration has no worker; add a [workers.NAME] section")?;
+        }
+        Output::Table => {
+            say!("{}", as_table(&seen))?;
+            let remarks: Vec<_> = seen.iter().flat_map(|(name, it)| remarks(name, it)).collect();
+            if !remarks.is_empty() {
+                say!("\n{}", remarks.join("\n"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every worker that is configured or has left something behind.
+async fn look(
+    config: &Config,
+    store: &Store,
+    log: Option<Arc<dyn EventLog>>,
+) -> anyhow::Result<BTreeMap<String, Seen>> {
+    let mut aside = store.set_aside_of_all().await.context(UNREADABLE)?;
+    let paused = store.paused_workers().await.context(UNREADABLE)?;
+    let mut paused: BTreeMap<_, _> = paused.into_iter().map(|it| (it.worker.clone(), it)).collect();
+    let configured: BTreeSet<_> = config.workers.iter().map(|it| it.name().to_owned()).collect();
+    let names = configured.iter().chain(aside.keys()).chain(paused.keys()).cloned();
+    let built_in = BUILT_IN.iter().map(|it| (*it).to_owned());
+    let mut seen = BTreeMap::new();
+    for name in names.chain(built_in).collect::<BTreeSet<_>>() {
+        let backlog = match &log {
+            Some(log) => waiting(log.as_ref(), &name).await,
+            None => Waiting::Unknown,
+        };
+        let it = Seen {
+            configured: configured.contains(&name),
+            paused: paused.remove(&name),
+            aside: aside.remove(&name).unwrap_or_default(),
+            backlog,
+        };
+        if it.is_there() {
+            seen.insert(name, it);
+        }
+    }
+    Ok(seen)
+}
+
+/// The log is not asked who consumes it, but no consumer of a worker is called otherwise.
+const BUILT_IN: [&str; 5] =
+    [Notify::NAME, Database::NAME, Permissions::NAME, Approvals::NAME, Accounts::NAME];
+
+const UNREADABLE: &str = "could not read what the store has set aside";
+
+async fn waiting(log: &dyn EventLog, name: &str) -> Waiting {
+    match log.backlog(name).await {
+        Ok(Some(backlog)) => Waiting::Known(backlog),
+        Ok(None) => Waiting::NoConsumer,
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            eprintln!("warning: what waits in the log for `{name}` is not known: {error:#}");
+            Waiting::Unknown
+        }
+    }
+}
+
+impl Seen {
+    fn is_there(&self) -> bool {
+        let Self { configured, paused, backlog, aside } = self;
+        *configured
+            || paused.is_some()
+            || matches!(backlog, Waiting::Known(_))
+            || aside.retries > 0
+            || aside.parked > 0
+    }
+}
+
+fn as_table(seen: &BTreeMap<String, Seen>) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header([
+        "worker",
+        "state",
+        "waiting",
+        "in hand",
+        "retries",
+        "next retry",
+        "dead letters",
+    ]);
+    for (name, it) in seen {
+        let (waiting, in_hand) = match it.backlog {
+            Waiting::Unknown => ("?".to_owned(), "?".to_owned()),
+            Waiting::NoConsumer => ("-".to_owned(), "-".to_owned()),
+            Waiting::Known(it) => (it.waiting.to_string(), it.in_flight.to_string()),
+        };
+        table.add_row([
+            name.clone(),
+            state(it).to_owned(),
+            waiting,
+            in_hand,
+            it.aside.retries.to_string(),
+            it.aside.next_due.map_or_else(|| "-".to_owned(), at),
+            it.aside.parked.to_string(),
+        ]);
+    }
+    for column in [2, 3, 4, 6] {
+        if let Some(numbers) = table.column_mut(column) {
+            numbers.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn state(seen: &Seen) -> &'static str {
+    match seen {
+        Seen { configured: false, .. } => "not configured",
+        Seen { paused: Some(_), .. } => "paused",
+        _ => "configured",
+    }
+}
+
+/// What somebody could do something about.
+fn remarks(name: &str, seen: &Seen) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if let Some(it) = &seen.paused {
+        let PausedWorker { paused_at, paused_by, reason, .. } = it;
+        remarks.push(format!(
+            "{name} was paused {} by {paused_by}: {reason}\n    vestibule worker resume {name}",
+            at(*paused_at)
+        ));
+    }
+    if !seen.configured {
+        remarks.push(format!(
+            "{name} is configured no more, and what waits for it stays where it is\n    \
+             vestibule worker remove {name}"
+        ));
+    }
+    if seen.configured && seen.backlog == Waiting::NoConsumer {
+        remarks.push(format!("{name} has never run with this log"));
+    }
+    if seen.aside.parked > 0 {
+        remarks.push(format!(
+            "{name} has given up {}\n    vestibule dead list --worker {name}",
+            count(seen.aside.parked, "event")
+        ));
+    }
+    remarks
+}
+
+fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+fn as_json(name: &str, seen: &Seen) -> Value {
+    let Seen { configured, paused, backlog, aside } = seen;
+    let backlog = match backlog {
+        Waiting::Known(it) => Some(*it),
+        Waiting::Unknown | Waiting::NoConsumer => None,
+    };
+    json!({
+        "worker": name,
+        "configured": configured,
+        "paused": paused.as_ref().map(|it| json!({
+            "at": at(it.paused_at), "by": it.paused_by, "reason": it.reason,
+        })),
+        "waiting": backlog.map(|it| it.waiting),
+        "in_hand": backlog.map(|it| it.in_flight),
+        "retries": aside.retries,
+        "next_retry": aside.next_due.map(at),
+        "dead_letters": aside.parked,
+        "oldest_dead_letter": aside.oldest_parked.map(at),
+    })
+}
+
+async fn pause(
+    config: &Config,
+    store: &Store,
+    name: &str,
+    by: &str,
+    reason: &str,
+) -> anyhow::Result<()> {
+    let configured: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
+    if !configured.contains(&name) {
+        bail!("no worker `{name}` is configured{}", did_you_mean(name, &configured));
+    }
+    let done = store.pause_worker(name, by, reason, OffsetDateTime::now_utc()).await;
+    match done.with_context(|| format!("could not pause {name}; nothing has changed"))? {
+        Done::Now => {
+            say!(
+                "{name} finishes what it has in hand and takes no more events; `vestibule worker \
+                 resume {name}` lets it go on"
+            )?;
+            Ok(())
+        }
+        Done::Before => {
+            let before = store.paused(name).await.context(UNREADABLE)?;
+            let who = before.map_or(String::new(), |it| {
+                format!(", {} by {}: {}", at(it.paused_at), it.paused_by, it.reason)
+            });
+            say!("{name} was paused before{who}; that stays")?;
+            Ok(())
+        }
+    }
+}
+
+/// One that is configured no more can be resumed too: its pause would hold when it comes back.
+async fn resume(config: &Config, store: &Store, name: &str) -> anyhow::Result<()> {
+    let resumed = store.resume_worker(name).await;
+    if resumed.with_context(|| format!("could not resume {name}; nothing has changed"))? {
+        say!("{name} goes on within about a second where it was")?;
+        return Ok(());
+    }
+    let configured: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
+    if !configured.contains(&name) {
+        bail!("no worker `{name}` is paused or configured{}", did_you_mean(name, &configured));
+    }
+    say!("{name} was not paused")?;
+    Ok(())
+}
+
+async fn remove(
+    config: &Config,
+    store: &Store,
+    name: &str,
+    by: &str,
+    yes: bool,
+) -> anyhow::Result<()> {
+    if config.workers.iter().any(|it| it.name() == name) {
+        bail!(
+            "the worker `{name}` is configured: take [workers.{name}] out of the configuration, \
+             stop its processes, and then remove it; `vestibule worker pause {name}` only stops it"
+        );
+    }
+    // What is lost has to be known before it is.
+    let log = replay::open_log(config).await?;
+    let mut seen = look(config, store, Some(log)).await?;
+    let Some(left) = seen.remove(name) else {
+        let others = seen.iter().filter(|(_, it)| !it.configured);
+        let others: Vec<_> = others.map(|(name, _)| name.as_str()).collect();
+        bail!("a worker `{name}` has left nothing behind{}", did_you_mean(name, &others));
+    };
+    say!("This removes what {name} has left behind:\n{}", leftovers(&left).join("\n"))?;
+    if !yes && !answer("\nRemove it?")?.unwrap_or(false) {
+        bail!("nothing was removed; --yes removes it without a question");
+    }
+    if left.backlog != Waiting::NoConsumer {
+        remove_consumer(config, name).await?;
+    }
+    let removed = store.remove_worker(name, by, OffsetDateTime::now_utc()).await;
+    removed
+        .context("the consumer is removed, and what the store has set aside is not; try again")?;
+    say!("\n{name} is removed")?;
+    Ok(())
+}
+
+fn leftovers(left: &Seen) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Waiting::Known(Backlog { waiting, in_flight }) = left.backlog {
+        let undone = count(waiting + in_flight, "event");
+        lines.push(format!("  its consumer, with {undone} that it was not given or has not done"));
+    }
+    if left.aside.retries > 0 {
+        let retries = count(left.aside.retries, "event");
+        lines.push(format!("  {retries}, waiting in the store for another attempt"));
+    }
+    if left.aside.parked > 0 {
+        let letters = count(left.aside.parked, "dead letter");
+        lines.push(format!("  {letters}: dropped, and still to be looked at"));
+    }
+    if left.paused.is_some() {
+        lines.push("  the note that it is paused".to_owned());
+    }
+    lines
+}
+
+async fn remove_consumer(config: &Config, name: &str) -> anyhow::Result<()> {
+    let removed = match &config.nats {
+        Some(nats) => {
+            let stream = wiring::stream(config, nats, Role::Provisioner).await?;
+            migrate::let_in(nats, &stream).await?;
+            stream.remove_consumer(name).await
+        }
+        None => {
+            let log = LocalLog::open(wiring::local_log_config(config)).await;
+            let log = log.context("the log must not be in use: stop `vestibule up` first")?;
+            let removed = log.remove_consumer(name).await;
+            log.close().await.and(removed)
+        }
+    };
+    removed
+        .with_context(|| format!("could not remove the consumer {name}; nothing has changed"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn paused() -> PausedWorker {
+        PausedWorker {
+            worker: "notify".into(),
+            paused_at: datetime!(2026-11-22 10:00 UTC),
+            paused_by: "grace".into(),
+            reason: "the channel moves".into(),
+        }
+    }
+
+    fn known(waiting: u64, in_flight: u64) -> Waiting {
+        Waiting::Known(Backlog { waiting, in_flight })
+    }
+
+    #[test]
+    fn a_worker_is_shown_where_it_is_configured_or_has_left_something() {
+        assert!(!Seen { backlog: Waiting::NoConsumer, ..Seen::default() }.is_there());
+        assert!(!Seen { backlog: Waiting::Unknown, ..Seen::default() }.is_there());
+        assert!(Seen { backlog: known(0, 0), ..Seen::default() }.is_there());
+        assert!(Seen { configured: true, ..Seen::default() }.is_there());
+        assert!(Seen { paused: Some(paused()), ..Seen::default() }.is_there());
+        let parked = SetAside { parked: 1, ..SetAside::default() };
+        assert!(Seen { aside: parked, ..Seen::default() }.is_there());
+    }
+
+    #[test]
+    fn remarks_say_what_keeps_a_worker_and_the_command_that_helps() {
+        let well = Seen { configured: true, backlog: known(3, 1), ..Seen::default() };
+        assert!(remarks("notify", &well).is_empty());
+
+        let parked = SetAside { parked: 2, ..SetAside::default() };
+        let paused = Seen { paused: Some(paused()), aside: parked, ..well };
+        let remarks_of = remarks("notify", &paused).join("\n");
+        for part in
+            ["by grace: the channel moves", "worker resume notify", "dead list --worker notify"]
+        {
+            assert!(remarks_of.contains(part), "{remarks_of}");
+        }
+        let gone = Seen { backlog: known(7, 0), ..Seen::default() };
+        assert!(remarks("audit", &gone)[0].contains("vestibule worker remove audit"));
+    }
+
+    #[test]
+    fn what_is_unknown_is_not_shown_as_nothing() {
+        let seen =
+            BTreeMap::from([("notify".to_owned(), Seen { configured: true, ..Seen::default() })]);
+        assert!(as_table(&seen).to_string().contains('?'));
+        assert_eq!(as_json("notify", &seen["notify"])["waiting"], Value::Null);
+    }
+
+    #[test]
+    fn whoever_removes_a_worker_sees_what_goes_with_it() {
+        let aside = SetAside { retries: 1, parked: 2, ..SetAside::default() };
+        let left = Seen { backlog: known(3, 1), aside, paused: Some(paused()), configured: false };
+        let lines = leftovers(&left).join("\n");
+        for part in ["4 events", "1 event ", "2 dead letters", "paused"] {
+            assert!(lines.contains(part), "{lines}");
+        }
+    }
+}
