@@ -7,6 +7,7 @@ mod crash;
 mod decisions;
 mod embedded;
 mod platforms;
+mod rolling;
 mod scaled_out;
 mod support;
 mod tools;

@@ -11,31 +11,40 @@ use crate::{
     support::{EXAMPLE, LIMIT, Site, assert_names_are_ours_and_stand_once, http, sign_up},
 };
 
-const ROLES: [&str; 4] = ["relay", "worker", "auditor", "provisioner"];
+pub(crate) const ROLES: [&str; 4] = ["relay", "worker", "auditor", "provisioner"];
 
 /// The servers, and the folder from which the processes run.
-struct Stack {
-    site: Site,
-    nats: Nats,
-    postgres: Postgres,
+pub(crate) struct Stack {
+    pub(crate) site: Site,
+    pub(crate) nats: Nats,
+    pub(crate) postgres: Postgres,
 }
 
 impl Stack {
-    async fn start(more: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn start(more: &str) -> anyhow::Result<Self> {
         let stack = Self::start_bare(more).await?;
-        let migrate = stack.site.run(&["migrate"]).await?;
-        ensure!(migrate.code == 0, "migrate failed: {}", migrate.stderr);
+        stack.migrate().await?;
         Ok(stack)
     }
 
+    pub(crate) async fn migrate(&self) -> anyhow::Result<()> {
+        let migrate = self.site.run(&["migrate"]).await?;
+        ensure!(migrate.code == 0, "migrate failed: {}", migrate.stderr);
+        Ok(())
+    }
+
     /// Without tables, stream and consumers.
-    async fn start_bare(more: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn start_bare(more: &str) -> anyhow::Result<Self> {
+        Self::start_with(include_str!("../nats.conf"), more).await
+    }
+
+    /// The same with another configuration of NATS.
+    pub(crate) async fn start_with(configuration: &str, more: &str) -> anyhow::Result<Self> {
         let passwords = ROLES.map(|role| {
             (format!("VESTIBULE_NATS_{}_PASSWORD", role.to_uppercase()), format!("{role}-secret"))
         });
         let environment: Vec<_> =
             passwords.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let configuration = include_str!("../nats.conf");
         let (nats, postgres) = tokio::try_join!(
             Nats::start_with_config_and_env(configuration, &environment),
             Postgres::start()
@@ -63,7 +72,7 @@ impl Stack {
     }
 
     /// Starts an `api` and gives it with its address.
-    async fn api(&self, arguments: &[&str]) -> anyhow::Result<(Process, String)> {
+    pub(crate) async fn api(&self, arguments: &[&str]) -> anyhow::Result<(Process, String)> {
         let mut all = vec!["--log-format", "json", "api"];
         all.extend(arguments);
         let mut api = Process::spawn(&self.site.command(&all))?;
@@ -73,17 +82,21 @@ impl Stack {
         Ok((api, base))
     }
 
-    async fn worker(&self, names: &[&str]) -> anyhow::Result<Process> {
+    pub(crate) async fn worker(&self, names: &[&str]) -> anyhow::Result<Process> {
         self.start_until(&[&["worker"], names].concat(), "the workers run").await
     }
 
-    async fn start_until(&self, arguments: &[&str], line: &str) -> anyhow::Result<Process> {
+    pub(crate) async fn start_until(
+        &self,
+        arguments: &[&str],
+        line: &str,
+    ) -> anyhow::Result<Process> {
         let mut process = Process::spawn(&self.site.command(arguments))?;
         process.wait_for_line(LIMIT, |it| it.contains(line)).await?;
         Ok(process)
     }
 
-    async fn simulate(&self, base: &str, count: &str) -> anyhow::Result<Value> {
+    pub(crate) async fn simulate(&self, base: &str, count: &str) -> anyhow::Result<Value> {
         let simulate = self
             .site
             .run_within(
@@ -239,8 +252,7 @@ async fn an_approval_goes_its_way_over_processes_of_their_own() -> anyhow::Resul
     stack.site.set("GRAPH_SECRET", Graph::CLIENT_SECRET);
     stack.site.set("USER", "grace");
     approvals::write_messages(&stack.site)?;
-    let migrate = stack.site.run(&["migrate"]).await?;
-    ensure!(migrate.code == 0, "migrate failed: {}", migrate.stderr);
+    stack.migrate().await?;
     let (_api, base) = stack.api(&[]).await?;
     let _workers = stack.worker(&[]).await?;
 

@@ -62,6 +62,11 @@ impl Site {
         for name in ["CONFIG", "DATA", "ADMIN", "LOG", "LOG_FORMAT"] {
             command.env_remove(format!("VESTIBULE_{name}"));
         }
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("OTEL_") {
+                command.env_remove(name);
+            }
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -86,16 +91,7 @@ impl Site {
 
     /// Starts `up` and waits until it answers.
     pub(crate) async fn up(&self) -> anyhow::Result<Up> {
-        let mut process = Process::spawn(&self.command(&["up"]))?;
-        let connector = process.wait_for_line(LIMIT, |line| line.contains("  connector  ")).await?;
-        let admin = process.wait_for_line(LIMIT, |line| line.contains("  admin  ")).await?;
-        let url = |line: &str| {
-            let url = line.split_whitespace().nth(1).context("no address")?;
-            anyhow::Ok(url.to_owned())
-        };
-        let connector = url(&connector)?;
-        let base = connector.split("/connectors/").next().context("no address")?.to_owned();
-        Ok(Up { process, base, admin: url(&admin)? })
+        Up::of(Process::spawn(&self.command(&["up"]))?).await
     }
 
     /// The events so far, as `replay` prints them.
@@ -125,6 +121,19 @@ pub(crate) struct Up {
 }
 
 impl Up {
+    /// Waits until it answers.
+    pub(crate) async fn of(mut process: Process) -> anyhow::Result<Self> {
+        let connector = process.wait_for_line(LIMIT, |line| line.contains("  connector  ")).await?;
+        let admin = process.wait_for_line(LIMIT, |line| line.contains("  admin  ")).await?;
+        let url = |line: &str| {
+            let url = line.split_whitespace().nth(1).context("no address")?;
+            anyhow::Ok(url.to_owned())
+        };
+        let connector = url(&connector)?;
+        let base = connector.split("/connectors/").next().context("no address")?.to_owned();
+        Ok(Self { process, base, admin: url(&admin)? })
+    }
+
     pub(crate) async fn sign_up(&self, step: &str, body: &Value) -> anyhow::Result<(u16, Value)> {
         sign_up(&self.base, step, body).await
     }

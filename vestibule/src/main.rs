@@ -52,16 +52,17 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     begin_logging(&cli.common)?;
+    let sockets = run::Sockets::from_environment()?;
     // One provider for every client of TLS in the process; whoever comes first installs it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new()?;
-    let code = runtime.block_on(execute(cli));
+    let code = runtime.block_on(execute(cli, sockets));
     // A thread that is stuck in a system call must not hold up the exit.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     code
 }
 
-async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+async fn execute(cli: Cli, sockets: run::Sockets) -> anyhow::Result<ExitCode> {
     let Common { config: file, data, admin, .. } = cli.common;
     let load = || {
         let mut config = Config::load(&file)?;
@@ -70,10 +71,10 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         anyhow::Ok(config)
     };
     match cli.command {
-        Command::Up => run::up(load()?, &file).await?,
-        Command::Api { without_relay } => run::api(load()?, without_relay).await?,
+        Command::Up => run::up(load()?, &file, sockets).await?,
+        Command::Api { without_relay } => run::api(load()?, without_relay, sockets).await?,
         Command::Worker { names, command: None } => {
-            run::worker(load()?, &names).await?;
+            run::worker(load()?, &names, sockets).await?;
         }
         Command::Worker { names, command: Some(_) } if !names.is_empty() => {
             anyhow::bail!("name workers to run, or say what to do about one: not both");
@@ -82,7 +83,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             workers::workers(command, &load()?).await?;
         }
         Command::Dead { command } => return dead::dead(command, &load()?).await,
-        Command::Relay => run::relay(load()?).await?,
+        Command::Relay => run::relay(load()?, sockets).await?,
         Command::Migrate { output } => migrate::migrate(&load()?, output).await?,
         Command::Check(args) => check::check(args, load(), &file).await?,
         Command::Try(args) => trying::try_call(args, &load()?).await?,

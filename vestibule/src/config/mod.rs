@@ -67,6 +67,14 @@ pub(crate) struct ListenConfig {
     /// `None` means plain HTTP, behind a proxy that ends TLS.
     pub(crate) tls: Option<TlsConfig>,
     pub(crate) admin: SocketAddr,
+    /// When the process stops, calls are answered for so long still, so that load balancers can
+    /// turn to another one.
+    pub(crate) drain: Duration,
+}
+
+impl ListenConfig {
+    /// A stop has a limit of its own.
+    pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(15);
 }
 
 /// Where the listener's certificate chain and key are, in PEM.
@@ -238,6 +246,10 @@ fn read_listen(section: &mut Section<'_>, folder: &Path) -> ListenConfig {
             key: folder.join(tls.required("key")),
         })
     });
+    let drain = section.duration("drain", Duration::from_millis(500));
+    if drain > ListenConfig::DRAIN_MAX {
+        section.complain("drain", "must not be longer than \"15s\"");
+    }
     let mut address = |key, default: &str| {
         let expected = "an address and port such as \"127.0.0.1:7171\"";
         section
@@ -248,6 +260,7 @@ fn read_listen(section: &mut Section<'_>, folder: &Path) -> ListenConfig {
         connector: address("connector", "127.0.0.1:7171"),
         admin: address("admin", "127.0.0.1:7172"),
         tls,
+        drain,
     }
 }
 

@@ -1,10 +1,13 @@
-//! The processes: `up`, `api`, `worker`, `relay`. Each starts its parts, says where they are, and
-//! stops them in order: answers in progress first, then events in progress, then the log.
+//! The processes: `up`, `api`, `worker`, `relay`. Each starts its parts and says where they are; how
+//! they are stopped, `process` says.
 
 mod backstage;
 mod banner;
+mod health;
+mod open_files;
 mod process;
 mod reload;
+mod systemd;
 
 use std::{
     path::Path,
@@ -16,9 +19,10 @@ use tracing::info;
 use vestibule_events::{EventLog, LocalLog, Role};
 use vestibule_workers::WorkerMetrics;
 
+pub(crate) use self::systemd::Sockets;
 use self::{
     banner::Banner,
-    process::{Process, Without},
+    process::{Process, Stage, Without},
 };
 use crate::{
     config::{self, Config, NatsConfig, StoreTarget, WorkerConfig, did_you_mean},
@@ -27,9 +31,14 @@ use crate::{
 };
 
 /// Everything in one process.
-pub(crate) async fn up(config: Config, file: &Path) -> anyhow::Result<()> {
-    let mut process = Process::begin()?;
+pub(crate) async fn up(config: Config, file: &Path, sockets: Sockets) -> anyhow::Result<()> {
+    process::run(start_up(config, file, sockets)).await
+}
+
+async fn start_up(config: Config, file: &Path, sockets: Sockets) -> anyhow::Result<Process> {
+    let mut process = Process::new(sockets);
     let log = wiring::local_log(&config).await?;
+    process.log = Some(log.clone());
     let mut parts = Parts { log: Some(log.clone()), ..Parts::default() };
     let banner = Banner::new(&config, file);
     let config = Arc::new(config);
@@ -46,32 +55,40 @@ pub(crate) async fn up(config: Config, file: &Path) -> anyhow::Result<()> {
     config.workers.iter().try_for_each(wiring::check_secrets)?;
     let store = Arc::new(OnceLock::new());
     if matches!(config.store.target, StoreTarget::Sqlite) {
-        let Some(opened) = process.unless_stopped(backstage::store(&config)).await else {
-            return Ok(());
-        };
-        let opened = opened?;
+        let opened = backstage::store(&config).await?;
         store.get_or_init(|| opened);
     }
     parts.store = Some(Arc::clone(&store));
     let metrics = WorkerMetrics::register(&mut process.registry);
     let requests = config.has_approvals().then(|| Arc::clone(&store));
     let connector = process.connector(&config, requests, &log).await?;
-    let backstage =
-        backstage::run(Arc::clone(&config), worker_log, store, metrics, process.stop.clone());
-    process.spawn("workers", Without::GoesOn, backstage);
+    let stop = process.stop_of(Stage::Workers);
+    let backstage = backstage::run(Arc::clone(&config), worker_log, store, metrics, stop);
+    process.spawn(Stage::Workers, "workers", Without::GoesOn, backstage);
     let admin = process.admin(parts, config.listen.admin).await?;
     banner.print(connector, admin);
-    let ended = process.run().await;
-    log.close().await?;
-    ended
+    Ok(process)
 }
 
 /// The connector endpoint, with the relay unless that is a process of its own.
-pub(crate) async fn api(config: Config, without_relay: bool) -> anyhow::Result<()> {
-    let mut process = Process::begin()?;
+pub(crate) async fn api(
+    config: Config,
+    without_relay: bool,
+    sockets: Sockets,
+) -> anyhow::Result<()> {
+    process::run(start_api(config, without_relay, sockets)).await
+}
+
+async fn start_api(
+    config: Config,
+    without_relay: bool,
+    sockets: Sockets,
+) -> anyhow::Result<Process> {
+    let mut process = Process::new(sockets);
     let config = Arc::new(config);
     let nats = needs_nats(&config, "vestibule api")?;
     let log = wiring::local_log(&config).await?;
+    process.log = Some(log.clone());
     let mut parts = Parts { log: Some(log.clone()), ..Parts::default() };
     if without_relay {
         if config.log.answer_after == config::AnswerAfter::Stream {
@@ -87,8 +104,8 @@ pub(crate) async fn api(config: Config, without_relay: bool) -> anyhow::Result<(
     if config.has_approvals() {
         let store = Arc::new(OnceLock::new());
         let opening = backstage::open_store(Arc::clone(&config), Arc::clone(&store));
-        let stop = process.stop.clone();
-        process.spawn("store", Without::GoesOn, async move {
+        let stop = process.stop_of(Stage::Behind);
+        process.spawn(Stage::Behind, "store", Without::GoesOn, async move {
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
                 opened = opening => opened,
@@ -99,20 +116,27 @@ pub(crate) async fn api(config: Config, without_relay: bool) -> anyhow::Result<(
     let connector = process.connector(&config, parts.store.clone(), &log).await?;
     let admin = process.admin(parts, config.listen.admin).await?;
     info!(%connector, %admin, "the connector answers");
-    let ended = process.run().await;
-    log.close().await?;
-    ended
+    Ok(process)
 }
 
 /// Workers over JetStream.
-pub(crate) async fn worker(config: Config, names: &[String]) -> anyhow::Result<()> {
-    let mut process = Process::begin()?;
+pub(crate) async fn worker(
+    config: Config,
+    names: &[String],
+    sockets: Sockets,
+) -> anyhow::Result<()> {
+    process::run(start_worker(config, names, sockets)).await
+}
+
+async fn start_worker(
+    config: Config,
+    names: &[String],
+    sockets: Sockets,
+) -> anyhow::Result<Process> {
+    let mut process = Process::new(sockets);
     let nats = needs_nats(&config, "vestibule worker")?;
     let workers = chosen_workers(&config, names)?;
-    let Some(opened) = process.unless_stopped(backstage::store(&config)).await else {
-        return Ok(());
-    };
-    let opened = opened?;
+    let opened = backstage::store(&config).await?;
     let store = Arc::new(OnceLock::from(opened.clone()));
     let stream = process.stream(&config, nats, Role::Worker).await?;
     let metrics = WorkerMetrics::register(&mut process.registry);
@@ -125,30 +149,33 @@ pub(crate) async fn worker(config: Config, names: &[String]) -> anyhow::Result<(
             Arc::new(stream.clone()),
             opened.clone(),
             metrics.clone(),
-            process.stop.clone(),
+            process.stop_of(Stage::Workers),
         );
-        process.spawn(worker.name(), Without::Ends, run);
+        process.spawn(Stage::Workers, worker.name(), Without::Ends, run);
     }
     let parts = Parts { stream: Some(stream), store: Some(store), log: None };
     let admin = process.admin(parts, config.listen.admin).await?;
     let names: Vec<_> = workers.iter().map(|worker| worker.name()).collect();
     info!(workers = names.join(", "), %admin, "the workers run");
-    process.run().await
+    Ok(process)
 }
 
 /// The relay beside an `api --without-relay`.
-pub(crate) async fn relay(config: Config) -> anyhow::Result<()> {
-    let mut process = Process::begin()?;
+pub(crate) async fn relay(config: Config, sockets: Sockets) -> anyhow::Result<()> {
+    process::run(start_relay(config, sockets)).await
+}
+
+async fn start_relay(config: Config, sockets: Sockets) -> anyhow::Result<Process> {
+    let mut process = Process::new(sockets);
     let nats = needs_nats(&config, "vestibule relay")?;
     wiring::data_folder(&config)?;
     let log = LocalLog::open_for_relay(wiring::local_log_config(&config)).await?;
+    process.log = Some(log.clone());
     let stream = process.relay(&config, nats, &log).await?;
     let parts = Parts { stream: Some(stream), ..Parts::default() };
     let admin = process.admin(parts, config.listen.admin).await?;
     info!(%admin, log = %config.log_file().display(), "the relay runs");
-    let ended = process.run().await;
-    log.close().await?;
-    ended
+    Ok(process)
 }
 
 fn needs_nats<'a>(config: &'a Config, command: &str) -> anyhow::Result<&'a NatsConfig> {

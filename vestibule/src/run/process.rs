@@ -1,55 +1,107 @@
 //! A process: its parts as tasks, the signals that stop it, and the order in which it stops.
+//!
+//! A stop loses no call and no event, and takes 25 seconds at most, whatever hangs. The
+//! workers finish first, while the connector still answers, so that nobody waits for an event in
+//! progress; then the last answers leave; then goes what they may have waited for; then the log is
+//! closed. What does not finish in its time is named in the log and left: the local log and the
+//! stream give its events again.
 
 use std::{
+    collections::HashMap,
     future::Future,
-    net::SocketAddr,
+    net::{self, SocketAddr},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use async_trait::async_trait;
 use axum::Router;
 use prometheus_client::registry::Registry;
+use time::OffsetDateTime;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    task::JoinSet,
+    task::{self, JoinError, JoinSet},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use vestibule_api::{
     AnswerAfter, Api, ApprovalDesk, Approvals, Durable, ListMetrics, LookupMetrics, ServerLimits,
-    Tls, TlsSettings, admin_router, approvals_router, publish_decisions, router, serve, serve_tls,
+    Stop, Tls, TlsSettings, admin_router, approvals_router, publish_decisions, router, serve,
+    serve_tls,
 };
 use vestibule_events::{JetStream, LocalLog, Role, relay};
 use vestibule_store::Store;
 
-use super::reload::{Reload, ReloadMetrics};
+use super::{
+    health::Health,
+    open_files,
+    reload::{Reload, ReloadMetrics},
+    systemd::{self, Sockets},
+};
 use crate::{
     config::{self, Config, NatsConfig, TlsConfig},
     deciding::{Deciding, Gauges},
     readiness::Parts,
+    telemetry::Telemetry,
     wiring,
 };
 
-/// How long a stop may take before what still runs is left to the next start.
-const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+/// Parts of a process, in the order in which they are stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// What acts on events. The connector answers while they finish.
+    Workers,
+    /// What takes calls.
+    Connector,
+    /// What works for the connector; an answer in progress may wait for the relay.
+    Behind,
+    /// What says how it stands, to the end.
+    Admin,
+}
+
+impl Stage {
+    const ALL: [Self; 4] = [Self::Workers, Self::Connector, Self::Behind, Self::Admin];
+
+    /// How long it may take to finish what is in progress.
+    const fn limit(self) -> Duration {
+        Duration::from_secs(match self {
+            // Longer than most attempts take that end at all.
+            Self::Workers => 15,
+            // Whoever waits for longer has been given up by the platform.
+            Self::Connector => 5,
+            // What is on its way to a stream that does not answer is sent again by the next start,
+            // under the same message id; meanwhile calls wait.
+            Self::Behind => 3,
+            Self::Admin => 1,
+        })
+    }
+}
+
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The running parts of a process.
 pub(super) struct Process {
     pub(super) registry: Registry,
-    /// Stops everything but the connector, which goes first.
-    pub(super) stop: CancellationToken,
-    /// Stops taking calls.
-    stop_calls: CancellationToken,
-    /// Cancelled once the last call has its answer; absent where there is no connector.
-    answered: Option<CancellationToken>,
-    tasks: JoinSet<Ended>,
+    telemetry: Telemetry,
+    /// Closed at the end.
+    pub(super) log: Option<LocalLog>,
+    sockets: Sockets,
+    /// Nothing is answered before everything is there.
+    began: CancellationToken,
+    /// The process is about to end.
+    leave: CancellationToken,
+    stops: [CancellationToken; Stage::ALL.len()],
+    tasks: JoinSet<anyhow::Result<()>>,
+    running: HashMap<task::Id, Part>,
+    /// For so long at least the connector answers on when the process is to stop.
+    drain: Duration,
+    tls: Option<Tls>,
+    reload: Option<ReloadMetrics>,
     /// How far the relay is, for answers that wait for the stream.
     progress: relay::Progress,
-    terminate: Signal,
-    interrupt: Signal,
 }
 
 /// What a process is worth without a part that has ended by itself.
@@ -61,49 +113,101 @@ pub(super) enum Without {
     GoesOn,
 }
 
-struct Ended {
-    part: &'static str,
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    stage: Stage,
+    name: &'static str,
     without: Without,
-    result: anyhow::Result<()>,
 }
 
-impl Process {
-    /// Signals are caught from the very beginning, so that a stop during the start is orderly too.
-    pub(super) fn begin() -> anyhow::Result<Self> {
-        Ok(Self {
-            registry: Registry::default(),
-            stop: CancellationToken::new(),
-            stop_calls: CancellationToken::new(),
-            answered: None,
-            tasks: JoinSet::new(),
-            progress: relay::Progress::default(),
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+/// The signals that stop a process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn begin() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    pub(super) fn spawn(
-        &mut self,
-        part: &'static str,
-        without: Without,
-        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
-    ) {
-        self.tasks.spawn(async move { Ended { part, without, result: task.await } });
-    }
-
-    /// The outcome of something that may take long, or `None` if a signal came first.
-    pub(super) async fn unless_stopped<T>(&mut self, wanted: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            outcome = wanted => Some(outcome),
-            () = self.signal() => None,
-        }
-    }
-
-    async fn signal(&mut self) {
+    async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+/// Runs what `starting` starts until a signal comes or it is worth nothing any more, then stops it
+/// in order.
+pub(super) async fn run(
+    starting: impl Future<Output = anyhow::Result<Process>>,
+) -> anyhow::Result<()> {
+    // Caught from the very beginning, for a start may wait for what is away.
+    let mut signals = Signals::begin()?;
+    let mut process = tokio::select! {
+        () = signals.next() => {
+            info!("stopped before it had started");
+            return Ok(());
+        }
+        started = starting => started?,
+    };
+    process.began.cancel();
+    systemd::notify("READY=1");
+    let lost = tokio::select! {
+        () = signals.next() => None,
+        part = process.lost() => Some(part),
+    };
+    systemd::notify("STOPPING=1");
+    info!("stopping: answers and events in progress are finished first");
+    tokio::select! {
+        () = process.stop() => info!("stopped"),
+        // Whoever sends a second signal does not want to wait.
+        () = signals.next() => warn!("stopped at once"),
+    }
+    process.telemetry.end().await;
+    match lost {
+        None => Ok(()),
+        Some(part) => bail!("stopped, because there is no {part} any more; see the log above"),
+    }
+}
+
+impl Process {
+    pub(super) fn new(sockets: Sockets) -> Self {
+        let mut registry = Registry::default();
+        Self {
+            telemetry: Telemetry::begin(&mut registry),
+            registry,
+            log: None,
+            sockets,
+            began: CancellationToken::new(),
+            leave: CancellationToken::new(),
+            stops: Default::default(),
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            drain: Duration::ZERO,
+            tls: None,
+            reload: None,
+            progress: relay::Progress::default(),
+        }
+    }
+
+    pub(super) fn spawn(
+        &mut self,
+        stage: Stage,
+        name: &'static str,
+        without: Without,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        let task = self.tasks.spawn(task);
+        self.running.insert(task.id(), Part { stage, name, without });
+    }
+
+    /// Tells parts of a stage to stop.
+    pub(super) fn stop_of(&self, stage: Stage) -> CancellationToken {
+        self.stops[stage as usize].clone()
     }
 
     pub(super) async fn stream(
@@ -129,8 +233,8 @@ impl Process {
         let stream = self.stream(config, nats, Role::Relay).await?;
         self.progress.register(self.registry.sub_registry_with_prefix("vestibule"));
         let (log, to, progress) = (log.clone(), stream.clone(), self.progress.clone());
-        let stop = self.stop.clone();
-        self.spawn("relay", Without::Ends, async move {
+        let stop = self.stop_of(Stage::Behind);
+        self.spawn(Stage::Behind, "relay", Without::Ends, async move {
             let options = relay::RelayOptions::default();
             relay::run(log, to, options, progress, stop).await.context("the relay ended")
         });
@@ -149,6 +253,7 @@ impl Process {
     ) -> anyhow::Result<SocketAddr> {
         let key = Arc::new(wiring::pseudonym_key(config)?);
         let desk = store.map(|store| ApprovalDesk::new(store, Arc::clone(&key)));
+        desk.iter().for_each(|it| it.register(&mut self.registry));
         let approvals = desk.clone().map(|it| Arc::new(it) as Arc<dyn Approvals>);
         let gauges = Gauges {
             lists: ListMetrics::register(&mut self.registry),
@@ -171,8 +276,8 @@ impl Process {
                 wiring::connector(connector, decider, answer_after.clone())?;
             connectors.push(connector);
             for verifier in verifiers {
-                let stop = self.stop.clone();
-                self.spawn("keys of bearer tokens", Without::GoesOn, async move {
+                let stop = self.stop_of(Stage::Behind);
+                self.spawn(Stage::Behind, "keys of bearer tokens", Without::GoesOn, async move {
                     verifier.run(stop).await;
                     Ok(())
                 });
@@ -181,6 +286,7 @@ impl Process {
         let api = Api::new(Arc::new(log.clone()), key, connectors, &mut self.registry)?;
         log.register(&mut self.registry);
         let metrics = ReloadMetrics::register(&mut self.registry);
+        self.reload = Some(metrics.clone());
         let config = Arc::clone(config);
         let reload = Reload {
             config: Arc::clone(&config),
@@ -190,13 +296,15 @@ impl Process {
             metrics,
             api: api.clone(),
         };
-        self.spawn("reload", Without::GoesOn, reload.run(self.stop.clone()));
+        let stop = self.stop_of(Stage::Behind);
+        self.spawn(Stage::Behind, "reload", Without::GoesOn, reload.run(stop));
 
         let mut routes = router(api);
         if let Some(desk) = desk {
             routes = routes.merge(approvals_router(desk.clone()));
-            let publishing = publish_decisions(desk, Arc::new(log.clone()), self.stop.clone());
-            self.spawn("decisions", Without::GoesOn, async move {
+            let stop = self.stop_of(Stage::Behind);
+            let publishing = publish_decisions(desk, Arc::new(log.clone()), stop);
+            self.spawn(Stage::Behind, "decisions", Without::GoesOn, async move {
                 publishing.await;
                 Ok(())
             });
@@ -215,22 +323,30 @@ impl Process {
                 let settings = TlsSettings { certificate, key, ask_for_client_certificate };
                 let tls = Tls::load(settings).context("listen.tls")?;
                 tls.register(&mut self.registry);
-                let (watched, stop) = (tls.clone(), self.stop.clone());
-                self.spawn("certificate", Without::GoesOn, async move {
+                if let Err(error) = tls.valid_at(OffsetDateTime::now_utc()) {
+                    warn!(%error, "platforms do not connect until there is another certificate");
+                }
+                self.tls = Some(tls.clone());
+                let (watched, stop) = (tls.clone(), self.stop_of(Stage::Behind));
+                self.spawn(Stage::Behind, "certificate", Without::GoesOn, async move {
                     watched.watch(stop).await;
                     Ok(())
                 });
                 Some(tls)
             }
         };
-        let (listener, address) = bind(config.listen.connector, "listen.connector").await?;
-        let answered = CancellationToken::new();
-        let guard = answered.clone().drop_guard();
-        self.answered = Some(answered);
-        let stop = self.stop_calls.clone();
-        self.spawn("connector", Without::Ends, async move {
-            let _answered_at_the_end = guard;
-            let limits = ServerLimits::default();
+        let socket = self.sockets.connector.take();
+        let (listener, address) = bind(socket, config.listen.connector, "listen.connector").await?;
+        self.drain = config.listen.drain;
+        let began = self.began.clone();
+        let stop = Stop { leave: self.leave.clone(), end: self.stop_of(Stage::Connector) };
+        let limits = ServerLimits {
+            max_connections: open_files::connections(),
+            drain: Stage::Connector.limit(),
+            ..ServerLimits::default()
+        };
+        self.spawn(Stage::Connector, "connector", Without::Ends, async move {
+            began.cancelled().await;
             match tls {
                 Some(tls) => serve_tls(listener, tls, routes, limits, stop).await?,
                 None => serve(listener, routes, limits, stop).await?,
@@ -246,77 +362,129 @@ impl Process {
         parts: Parts,
         listen: SocketAddr,
     ) -> anyhow::Result<SocketAddr> {
+        ensure!(
+            self.sockets.connector.is_none(),
+            "a socket for a connector was handed over, and this process has none"
+        );
         let registry = Arc::new(std::mem::take(&mut self.registry));
-        let router = admin_router(registry, Arc::new(parts));
-        let (listener, address) = bind(listen, "listen.admin").await?;
-        let stop = self.stop.clone();
-        self.spawn("admin", Without::Ends, async move {
-            Ok(serve(listener, router, ServerLimits::default(), stop).await?)
+        let (tls, reload) = (self.tls.clone(), self.reload.clone());
+        let health = Health { parts, leave: self.leave.clone(), tls, reload };
+        let router = admin_router(registry, Arc::new(health));
+        let (listener, address) = bind(self.sockets.admin.take(), listen, "listen.admin").await?;
+        let stop = self.stop_of(Stage::Admin);
+        // Nothing is lost with a request for metrics, and the next start waits for us.
+        let limits = ServerLimits {
+            max_connections: ADMIN_CONNECTIONS_MAX,
+            silence: Duration::ZERO,
+            drain: Stage::Admin.limit(),
+            ..ServerLimits::default()
+        };
+        self.spawn(Stage::Admin, "admin", Without::Ends, async move {
+            Ok(serve(listener, router, limits, stop).await?)
         });
         Ok(address)
     }
 
-    /// Runs until a signal comes or the process is worth nothing any more, then drains.
-    pub(super) async fn run(mut self) -> anyhow::Result<()> {
-        let lost = loop {
-            tokio::select! {
-                _ = self.terminate.recv() => break None,
-                _ = self.interrupt.recv() => break None,
-                Some(ended) = self.tasks.join_next() => {
-                    if let Some(part) = report(ended) {
-                        break Some(part);
-                    }
-                }
+    /// Returns when the process is worth nothing any more, with the name of what it lacks.
+    async fn lost(&mut self) -> &'static str {
+        loop {
+            match self.next_ended().await {
+                Some((part, false)) if part.without == Without::Ends => return part.name,
+                Some(_) => {}
+                // Nothing runs, and nothing was lost: only a signal ends that.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// The next part to end, said where it did so with an error, and whether it ended well.
+    async fn next_ended(&mut self) -> Option<(Part, bool)> {
+        let ended = self.tasks.join_next_with_id().await?;
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let part = self.running.remove(&id).expect("every task was noted when it was spawned");
+        let name = part.name;
+        let went_well = match ended {
+            Ok((_, Ok(()))) => true,
+            Ok((_, Err(error))) => {
+                error!(part = name, error = format!("{error:#}"), "a part has ended");
+                false
+            }
+            Err(error) => {
+                error!(part = name, %error, "a part has panicked");
+                // What state it leaves behind, nobody knows.
+                return Some((Part { without: Without::Ends, ..part }, false));
             }
         };
-        info!("stopping: answers and events in progress are finished first");
-        let drained = tokio::time::timeout(DRAIN_LIMIT, async {
-            self.stop_calls.cancel();
-            // An answer in progress may wait for the relay, so that goes on until then.
-            if let Some(answered) = &self.answered {
-                answered.cancelled().await;
+        Some((part, went_well))
+    }
+
+    async fn stop(&mut self) {
+        // Load balancers have to see that and turn to others before nobody answers here.
+        self.leave.cancel();
+        let drain = if self.runs(Stage::Connector) { self.drain } else { Duration::ZERO };
+        tokio::join!(sleep(drain), self.finish(Stage::Workers));
+        self.finish(Stage::Connector).await;
+        self.finish(Stage::Behind).await;
+        self.finish(Stage::Admin).await;
+        self.tasks.abort_all();
+        if let Some(log) = self.log.take() {
+            match timeout(CLOSE_LIMIT, log.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, "the local log was not closed in order"),
+                Err(_) => warn!("the local log did not close in its time; all events are in it"),
             }
-            self.stop.cancel();
-            while let Some(ended) = self.tasks.join_next().await {
-                report(ended);
+        }
+    }
+
+    /// Tells a stage to stop, and waits until it has or its time is over.
+    async fn finish(&mut self, stage: Stage) {
+        self.stops[stage as usize].cancel();
+        let ended = timeout(stage.limit(), async {
+            while self.runs(stage) {
+                self.next_ended().await;
             }
         });
-        tokio::select! {
-            drained = drained => match drained {
-                Ok(()) => info!("stopped"),
-                Err(_) => warn!("stopped with events in progress; they are delivered again"),
-            },
-            // A second signal: whoever sends it does not want to wait.
-            _ = self.interrupt.recv() => warn!("stopped at once"),
+        if ended.await.is_err() {
+            let left = self.running.values().filter(|it| it.stage == stage);
+            let left: Vec<_> = left.map(|it| it.name).collect();
+            warn!(
+                parts = left.join(", "),
+                "left at the stop, for they did not finish in their time; the next start takes up \
+                 what they held"
+            );
         }
-        match lost {
-            None => Ok(()),
-            Some(part) => bail!("stopped, because there is no {part} any more; see the log above"),
-        }
+    }
+
+    fn runs(&self, stage: Stage) -> bool {
+        self.running.values().any(|it| it.stage == stage)
     }
 }
 
-async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!("could not listen on {address}; is another process there? `{key}` names another")
-    })?;
-    let address = listener.local_addr()?;
-    Ok((listener, address))
-}
+/// Probes and scrapes, from few places.
+const ADMIN_CONNECTIONS_MAX: usize = 256;
 
-/// Says how a part ended, and which one if the process is worth nothing without it.
-fn report(ended: Result<Ended, tokio::task::JoinError>) -> Option<&'static str> {
-    match ended {
-        Ok(Ended { result: Ok(()), .. }) => None,
-        Ok(Ended { part, without, result: Err(error) }) => {
-            error!(part, error = format!("{error:#}"), "a part has ended");
-            (without == Without::Ends).then_some(part)
-        }
-        Err(error) => {
-            error!(%error, "a part has panicked");
-            Some("panicked part")
-        }
-    }
+/// Takes the socket that was handed over, or else one of our own.
+async fn bind(
+    handed_over: Option<net::TcpListener>,
+    configured: SocketAddr,
+    key: &str,
+) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let Some(socket) = handed_over else {
+        let listener = TcpListener::bind(configured).await.with_context(|| {
+            format!(
+                "could not listen on {configured}; is another process there? `{key}` names another"
+            )
+        })?;
+        let address = listener.local_addr()?;
+        return Ok((listener, address));
+    };
+    let address = socket.local_addr()?;
+    ensure!(
+        systemd::is_as_near(address, configured),
+        "the socket that was handed over listens on {address}, and `{key}` says {configured}, \
+         which only this machine reaches: write the socket's address there"
+    );
+    Ok((TcpListener::from_std(socket)?, address))
 }
 
 /// Lets answers wait for the relay.
@@ -326,5 +494,52 @@ struct Relayed(relay::Progress);
 impl Durable for Relayed {
     async fn durable(&self, sequence: u64) {
         self.0.acknowledged(sequence).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_takes_no_longer_than_service_managers_allow() {
+        // Kubernetes gives 30 seconds; threads that are stuck get one at the end.
+        let stages: Duration = Stage::ALL.into_iter().map(Stage::limit).sum();
+        assert_eq!(stages + CLOSE_LIMIT, Duration::from_secs(25));
+        assert!(config::ListenConfig::DRAIN_MAX <= Stage::Workers.limit());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_hangs_is_left_within_the_limit() {
+        let mut process = Process::new(Sockets::default());
+        for stage in Stage::ALL {
+            process.spawn(stage, "hung", Without::Ends, std::future::pending());
+        }
+        let start = tokio::time::Instant::now();
+        process.stop().await;
+        let stages: Duration = Stage::ALL.into_iter().map(Stage::limit).sum();
+        assert_eq!(start.elapsed(), stages);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stages_stop_one_after_the_other_and_the_connector_drains_beside_the_workers() {
+        let mut process = Process::new(Sockets::default());
+        process.drain = Duration::from_secs(2);
+        let start = tokio::time::Instant::now();
+        let (told, mut order) = tokio::sync::mpsc::unbounded_channel();
+        for stage in Stage::ALL {
+            let (told, stop) = (told.clone(), process.stop_of(stage));
+            process.spawn(stage, "part", Without::Ends, async move {
+                stop.cancelled().await;
+                told.send((stage, start.elapsed().as_secs())).ok();
+                sleep(Duration::from_secs(1)).await;
+                Ok(())
+            });
+        }
+        process.stop().await;
+        let mut stops = Vec::new();
+        order.recv_many(&mut stops, 4).await;
+        use Stage::{Admin, Behind, Connector, Workers};
+        assert_eq!(stops, [(Workers, 0), (Connector, 2), (Behind, 3), (Admin, 4)]);
     }
 }

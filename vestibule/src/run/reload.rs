@@ -89,6 +89,11 @@ impl ReloadMetrics {
         it
     }
 
+    /// Whether the configuration as it is now is refused.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.get() != 0
+    }
+
     fn count(&self, outcome: &'static str) {
         self.reloads.get_or_create_owned(&OutcomeLabels { outcome }).inc();
     }
