@@ -5,6 +5,7 @@ mod care;
 mod commands;
 mod crash;
 mod decisions;
+mod doctor;
 mod embedded;
 mod platforms;
 mod rolling;

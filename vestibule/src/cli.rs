@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     approvals::ApprovalsCommand, backup::BackupArgs, check::CheckArgs, dead::DeadCommand,
-    replay::ReplayArgs, simulate::SimulateArgs, test::TestArgs, trying::TryArgs,
-    workers::WorkerCommand,
+    doctor::DoctorArgs, replay::ReplayArgs, simulate::SimulateArgs, test::TestArgs,
+    trying::TryArgs, workers::WorkerCommand,
 };
 
 /// The business-logic layer behind self-service sign-up.
@@ -120,6 +120,8 @@ pub(crate) enum Command {
     },
     /// Check the configuration and say what it would do
     Check(CheckArgs),
+    /// Look whether machine, log, NATS and store are so that no event is lost, and what to change
+    Doctor(DoctorArgs),
     /// Try the rules: decide one call of a platform, and show why and the answer in each dialect
     Try(TryArgs),
     /// Test the rules: run cases like unit tests, or decide recorded sign-ups again

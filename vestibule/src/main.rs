@@ -10,6 +10,7 @@ mod cli;
 mod config;
 mod dead;
 mod deciding;
+mod doctor;
 mod migrate;
 mod readiness;
 mod ready;
@@ -86,6 +87,7 @@ async fn execute(cli: Cli, sockets: run::Sockets) -> anyhow::Result<ExitCode> {
         Command::Relay => run::relay(load()?, sockets).await?,
         Command::Migrate { output } => migrate::migrate(&load()?, output).await?,
         Command::Check(args) => check::check(args, load(), &file).await?,
+        Command::Doctor(args) => return doctor::doctor(args, load()).await,
         Command::Try(args) => trying::try_call(args, &load()?).await?,
         Command::Test(args) => return test::test(args, &load()?).await,
         Command::Simulate(args) => return simulate::simulate(args, load).await,

@@ -63,6 +63,14 @@ pub(crate) async fn stream(
     nats: &NatsConfig,
     role: Role,
 ) -> anyhow::Result<JetStream> {
+    Ok(JetStream::connect(stream_config(config, nats, role)?).await?)
+}
+
+pub(crate) fn stream_config(
+    config: &Config,
+    nats: &NatsConfig,
+    role: Role,
+) -> anyhow::Result<JetStreamConfig> {
     let login = match role {
         Role::Relay => &nats.relay,
         Role::Worker => &nats.worker,
@@ -78,7 +86,7 @@ pub(crate) async fn stream(
         },
         None => NatsCredentials::None,
     };
-    let stream = JetStreamConfig {
+    Ok(JetStreamConfig {
         url: nats.url.clone(),
         credentials,
         role,
@@ -88,8 +96,7 @@ pub(crate) async fn stream(
         retention: config.log.retention,
         max_bytes: nats.max_bytes,
         replicas: nats.replicas,
-    };
-    Ok(JetStream::connect(stream).await?)
+    })
 }
 
 /// Where the embedded store is.

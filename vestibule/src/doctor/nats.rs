@@ -129,7 +129,7 @@ fn away(nats: &NatsConfig, error: &anyhow::Error) -> Finding {
     Finding::critical(
         "nats",
         format!(
-            "{} does not answer: {error:#}; sign-ups are answered, their events wait in the local log",
+            "{} does not answer: {error}; sign-ups are answered, their events wait in the local log",
             nats.url
         ),
         "start nats-server, or mend `nats.url` or the network",
