@@ -88,7 +88,7 @@ impl WorkerMetrics {
         registry.register("parked", "Events set aside as dead letters", it.parked.clone());
         registry.register_with_unit(
             "lag",
-            "Age of the event whose handling began last",
+            "Age of the event of the log whose handling began last",
             Unit::Seconds,
             it.lag.clone(),
         );

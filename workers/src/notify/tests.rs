@@ -18,6 +18,7 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use vestibule_events::{Mode, Reason};
+use vestibule_store::LetterFilter;
 use vestibule_testkit::{Smtp, SmtpStage, free_port};
 
 use super::*;
@@ -164,7 +165,7 @@ async fn one_channel_that_refuses_parks_the_event_once_the_others_are_done() -> 
 
     let told = |it: &Provider| it.requests.lock().unwrap().len();
     assert_eq!((told(&refusing), told(&late), told(&fine)), (2, 2, 1));
-    let letters = stage.store.dead_letters(Some(Notify::NAME), 10).await?;
+    let letters = stage.store.letters(&LetterFilter::default(), None, 10).await?;
     assert_eq!(letters.len(), 1);
     assert_eq!((letters[0].event_id, &*letters[0].cause_class), (Some(event.id), "refused"));
     assert_eq!(letters[0].error, "channel `refusing`: the webhook answered 403 Forbidden");

@@ -27,7 +27,7 @@ use vestibule_store::{
 };
 
 use super::{
-    Cause, HandleError, RetryPolicy, Rhythm, Task, Worker, WorkerSettings,
+    Cause, HandleError, Rhythm, Task, Worker, WorkerSettings,
     breaker::Sign,
     gate::{Gate, Pass},
     held::{Held, Lease, Leases},
@@ -55,7 +55,8 @@ pub(super) struct Desk {
     pub(super) due_sooner: Notify,
     /// Something of this worker is set aside in the store, so an event may be one of those.
     pub(super) sets_aside: AtomicBool,
-    /// When the event happened whose handling began last, in seconds since 1970; 0 before it.
+    /// When the event of the log happened whose handling began last, in seconds since 1970; 0
+    /// before it.
     pub(super) last_begun: AtomicI64,
     /// One permit for each attempt that may run.
     seats: Semaphore,
@@ -154,8 +155,10 @@ impl Desk {
                 Ready::NobodyKnows(error) => return self.postpone(&held, &error.into()).await,
             };
             let now = OffsetDateTime::now_utc();
-            self.metrics.began((now - task.event.time).try_into().unwrap_or_default());
-            self.last_begun.store(task.event.time.unix_timestamp(), Ordering::Relaxed);
+            if held.log().is_some() {
+                self.metrics.began((now - task.event.time).try_into().unwrap_or_default());
+                self.last_begun.store(task.event.time.unix_timestamp(), Ordering::Relaxed);
+            }
             let began = Instant::now();
             let span = Span::of_attempt(self.name(), &task.event, is_late(&task, now));
             let outcome = span.within(pin!(self.attempt(&task))).await;
@@ -354,7 +357,12 @@ impl Desk {
         if let Held::Store(lease) = held {
             lease.end();
         }
-        let outcome = match self.store.fail(failed, self.after_failure(failed.counts, fate)).await {
+        let mut tries = 0;
+        let decide = |failures: Failures| {
+            tries = failures.count;
+            self.after_failure(failures, failed.counts, fate)
+        };
+        let outcome = match self.store.fail(failed, decide).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 self.metrics.postponed.inc();
@@ -372,6 +380,7 @@ impl Desk {
                     worker = self.name(),
                     event = %attempt.event_id,
                     %person,
+                    tries,
                     cause = attempt.cause_class,
                     error = attempt.error,
                     pause = %pause,
@@ -399,25 +408,17 @@ impl Desk {
         self.let_go(held).await;
     }
 
-    fn after_failure(
-        &self,
-        counts: bool,
-        fate: Fate,
-    ) -> impl FnOnce(Failures) -> AfterFailure + Send + use<> {
-        let retry = self.settings.retry;
-        // What costs no try cannot have been the last one.
-        let retry = if counts { retry } else { RetryPolicy { tries: u32::MAX, ..retry } };
-        move |failures| {
-            let now = OffsetDateTime::now_utc();
-            let pause = match fate {
-                Fate::Hopeless => None,
-                Fate::MayPass { after } => {
-                    let failing_for = (now - failures.first_at).try_into().unwrap_or_default();
-                    retry.pause_after(failures.count.max(1), failing_for, after)
-                }
-            };
-            pause.map_or(AfterFailure::Park, |it| AfterFailure::Retry { due_at: now + it })
+    fn after_failure(&self, failures: Failures, counts: bool, fate: Fate) -> AfterFailure {
+        let Fate::MayPass { after } = fate else { return AfterFailure::Park };
+        let mut retry = self.settings.retry;
+        if !counts {
+            // What costs no try cannot have been the last one.
+            retry.tries = u32::MAX;
         }
+        let now = OffsetDateTime::now_utc();
+        let failing_for = (now - failures.first_at).try_into().unwrap_or_default();
+        let pause = retry.pause_after(failures.count.max(1), failing_for, after);
+        pause.map_or(AfterFailure::Park, |it| AfterFailure::Retry { due_at: now + it })
     }
 
     fn parked(&self, cause: &str, error: &str, sequence: u64, about: Option<(Uuid, &Person)>) {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use secrecy::SecretString;
 use tempfile::TempDir;
 use time::OffsetDateTime;
-use vestibule_events::{JetStream, JetStreamConfig, LogError, NatsCredentials, Role};
+use vestibule_events::LogError;
 use vestibule_store::{Done, LetterState, Standing, StoreUrl};
 use vestibule_testkit::{Nats, Postgres};
 
@@ -159,18 +159,7 @@ async fn a_store_that_is_down_costs_no_tries() -> anyhow::Result<()> {
 async fn the_stream_may_go_down_in_the_middle() -> anyhow::Result<()> {
     let stage = Stage::open().await?;
     let mut nats = Nats::start().await?;
-    let stream = JetStream::connect(JetStreamConfig {
-        url: nats.url(),
-        credentials: NatsCredentials::None,
-        role: Role::Provisioner,
-        stream: "SIGNUPS".into(),
-        duplicate_window: Duration::from_secs(600),
-        refusal_window: Duration::from_secs(30),
-        retention: Duration::from_secs(86_400),
-        max_bytes: 64 << 20,
-        replicas: 1,
-    })
-    .await?;
+    let stream = stream(&nats).await?;
     let patient = WorkerSettings { ack_wait: Duration::from_secs(2), ..settings(2) };
     let specs = [consumer_spec(SCRIPTED, &patient), consumer_spec(Database::NAME, &patient)];
     eventually(LIMIT, "the stream is made", async || stream.provision(&specs).await.is_ok())

@@ -13,8 +13,9 @@ use std::{
 use anyhow::anyhow;
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
+use vestibule_events::{JetStream, JetStreamConfig, NatsCredentials, Role};
 use vestibule_store::{Letter, LetterFilter};
-use vestibule_testkit::eventually;
+use vestibule_testkit::{Nats, eventually};
 
 use super::*;
 use crate::testing::{LIMIT, SCRIPTED, Scripted, Shaky, Stage, settings};
@@ -53,4 +54,19 @@ fn gated() -> (Scripted, Arc<Semaphore>, Arc<Notify>) {
         })
     };
     (worker, gate, began)
+}
+
+async fn stream(nats: &Nats) -> anyhow::Result<JetStream> {
+    Ok(JetStream::connect(JetStreamConfig {
+        url: nats.url(),
+        credentials: NatsCredentials::None,
+        role: Role::Provisioner,
+        stream: "SIGNUPS".into(),
+        duplicate_window: Duration::from_secs(600),
+        refusal_window: Duration::from_secs(30),
+        retention: Duration::from_secs(86_400),
+        max_bytes: 64 << 20,
+        replicas: 1,
+    })
+    .await?)
 }

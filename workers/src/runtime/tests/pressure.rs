@@ -6,6 +6,8 @@ use std::{
     time::Instant,
 };
 
+use vestibule_testkit::Nats;
+
 use super::*;
 use crate::Database;
 
@@ -124,6 +126,72 @@ async fn a_dead_target_delays_no_other_worker() -> anyhow::Result<()> {
     assert_eq!(database.metrics(Database::NAME).postponed.get(), 0);
     database.stop().await?;
     failing.stop().await
+}
+
+#[tokio::test]
+async fn a_storm_of_retries_and_new_events_do_not_starve_each_other() -> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    let storm: HashSet<_> = stage.sign_ups(300).await?.iter().map(|it| it.id).collect();
+    let down = Arc::new(AtomicBool::new(true));
+    let worker = {
+        let down = down.clone();
+        Scripted::new(move |task| {
+            let fails = storm.contains(&task.event.id) && down.load(Ordering::SeqCst);
+            async move { if fails { Err(later()) } else { Ok(()) } }
+        })
+    };
+    let running = stage.start(worker, WorkerSettings { concurrency: 2, ..settings(u32::MAX) });
+    let metrics = running.metrics(SCRIPTED);
+    eventually(LIMIT, "all fail all the time", async || metrics.retried.get() > 600).await?;
+
+    stage.sign_ups(300).await?;
+    stage.acknowledged(SCRIPTED).await?;
+    assert_eq!(metrics.done.get(), 300);
+    let before = metrics.retried.get();
+    eventually(LIMIT, "the others are still tried", async || metrics.retried.get() > before)
+        .await?;
+    down.store(false, Ordering::SeqCst);
+    stage.idle(SCRIPTED).await?;
+    assert_eq!(metrics.done.get(), 600);
+    running.stop().await
+}
+
+#[tokio::test]
+async fn what_a_shut_gate_has_fetched_ahead_goes_to_other_processes() -> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    let nats = Nats::start().await?;
+    let stream = stream(&nats).await?;
+    let breaker = BreakerPolicy { failures: 1, pause: LONG, max_pause: LONG };
+    // What is not handed back would be missed for longer than the test lasts.
+    let settings = WorkerSettings { ack_wait: LONG, concurrency: 2, breaker, ..settings(1000) };
+    let spec = consumer_spec(SCRIPTED, &settings);
+    eventually(LIMIT, "the stream is made", async || {
+        stream.provision(std::slice::from_ref(&spec)).await.is_ok()
+    })
+    .await?;
+    for person in 0..100 {
+        stream.append(crate::testing::sign_up(&format!("person{person}"))).await?;
+    }
+    let log: Arc<dyn EventLog> = Arc::new(stream.clone());
+
+    let failing = Scripted::new(|_| async { Err(later()) });
+    let cut_off = stage.start_over(log.clone(), failing, settings.clone());
+    eventually(LIMIT, "the first process leaves its target alone", async || {
+        cut_off.metrics(SCRIPTED).breaker.get() == 2
+    })
+    .await?;
+    let fine = stage.start_over(log, Scripted::new(|_| async { Ok(()) }), settings);
+    eventually(LIMIT, "the second does it all", async || fine.metrics(SCRIPTED).done.get() == 100)
+        .await?;
+
+    eventually(LIMIT, "and everything is acknowledged", async || {
+        let backlog = stream.backlog(SCRIPTED).await?;
+        Ok::<_, vestibule_events::LogError>(backlog.is_some_and(|it| it.is_empty()))
+    })
+    .await?;
+    assert_eq!(dead_letters(&stage).await?, []);
+    cut_off.stop().await?;
+    fine.stop().await
 }
 
 #[tokio::test]
