@@ -194,7 +194,7 @@ impl System {
                 format!("{role} = {{ user = \"{role}\", password = \"env:{}\" }}\n", password(role))
             });
             format!(
-                "{base}\n[nats]\nurl = \"{nats}\"\nreplicas = {replicas}\n{}[store]\n\
+                "{base}\n[nats]\nurl = \"{nats}\"\nmax_bytes = \"2GiB\"\nreplicas = {replicas}\n{}[store]\n\
                  url = \"postgres://vestibule@127.0.0.1:{postgres}/vestibule\"\n",
                 logins.collect::<String>()
             )
