@@ -55,10 +55,15 @@ impl Taken {
 
     /// The latency that this share of the answers kept.
     pub(crate) fn quantile(&self, share: f64) -> Duration {
-        let last = self.latencies.len().saturating_sub(1);
-        let place = (share * last as f64).round() as usize;
-        self.latencies.get(place).copied().unwrap_or_default()
+        quantile(&self.latencies, share)
     }
+}
+
+/// Of latencies in order.
+pub(crate) fn quantile(latencies: &[Duration], share: f64) -> Duration {
+    let last = latencies.len().saturating_sub(1);
+    let place = (share * last as f64).round() as usize;
+    latencies.get(place).copied().unwrap_or_default()
 }
 
 impl Load<'_> {
@@ -71,16 +76,13 @@ impl Load<'_> {
     async fn take(&self, next_person: &Arc<AtomicU64>) -> anyhow::Result<Taken> {
         let call = Call::to(self.path);
         let mut callers = JoinSet::new();
-        let mut streams = vec![];
+        let mut connected = vec![];
         for _ in 0..self.connections {
-            let stream = TcpStream::connect(self.address).await.context("could not connect")?;
-            stream.set_nodelay(true)?;
-            streams.push(stream);
+            connected.push(Caller::connect(self.address, call.clone()).await?);
         }
         let start = Instant::now() + self.warm_up;
         let end = start + self.length;
-        for stream in streams {
-            let caller = Caller { stream, call: call.clone(), answer: vec![0; ANSWER_MAX] };
+        for caller in connected {
             callers.spawn(caller.call_until(start, end, Arc::clone(next_person)));
         }
 
@@ -103,13 +105,27 @@ impl Load<'_> {
 /// Much more than any answer to the sample.
 const ANSWER_MAX: usize = 4096;
 
-struct Caller {
+/// A connection on which one call follows the other.
+pub(crate) struct Caller {
     stream: TcpStream,
     call: Call,
     answer: Vec<u8>,
 }
 
 impl Caller {
+    pub(crate) async fn connect(address: SocketAddr, call: Call) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).await.context("could not connect")?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, call, answer: vec![0; ANSWER_MAX] })
+    }
+
+    /// One call; says whether the sign-up goes on.
+    pub(crate) async fn call(&mut self, person: u64) -> anyhow::Result<bool> {
+        let call = self.call.of(person);
+        self.stream.write_all(call).await.context("could not send a call")?;
+        self.hear().await
+    }
+
     async fn call_until(
         mut self,
         start: Instant,
@@ -119,9 +135,7 @@ impl Caller {
         let (mut latencies, mut refusals) = (vec![], 0);
         let mut sent = Instant::now();
         while sent < end {
-            let call = self.call.of(next_person.fetch_add(1, Ordering::Relaxed));
-            self.stream.write_all(call).await.context("could not send a call")?;
-            let continues = self.hear().await?;
+            let continues = self.call(next_person.fetch_add(1, Ordering::Relaxed)).await?;
             let heard = Instant::now();
             if (start..end).contains(&heard) {
                 latencies.push(heard - sent);

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::Serialize;
 
-use crate::{cli::Output, connector, decide, machine::Machine, pipeline};
+use crate::{cli::Output, connector, decide, machine::Machine, outage, pipeline, targets, upkeep};
 
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
@@ -14,6 +14,12 @@ pub(crate) struct Report {
     pub(crate) connector: Vec<connector::Row>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) pipeline: Vec<pipeline::Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) outage: Vec<outage::Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) targets: Vec<targets::Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) upkeep: Vec<upkeep::Row>,
 }
 
 impl Report {
@@ -30,6 +36,15 @@ impl Report {
                 }
                 if !self.pipeline.is_empty() {
                     parts.push(pipeline_table(&self.pipeline));
+                }
+                if !self.outage.is_empty() {
+                    parts.push(outage_table(&self.outage));
+                }
+                if !self.targets.is_empty() {
+                    parts.push(targets_table(&self.targets));
+                }
+                if !self.upkeep.is_empty() {
+                    parts.push(upkeep_table(&self.upkeep));
                 }
                 parts.join("\n\n")
             }
@@ -105,6 +120,48 @@ fn pipeline_table(rows: &[pipeline::Row]) -> String {
     let mut table = table(&["way", "events", "events/s"]);
     for row in rows {
         table.add_row([row.name.to_owned(), row.events.to_string(), row.per_second.to_string()]);
+    }
+    aligned(table, &[0])
+}
+
+fn outage_table(rows: &[outage::Row]) -> String {
+    let mut table =
+        table(&["weather", "calls", "p50 ms", "p99 ms", "p99.9 ms", "most ms", "missed"]);
+    for row in rows {
+        let times = [row.p50_ms, row.p99_ms, row.p999_ms, row.max_ms];
+        let mut cells = vec![row.weather.as_str().to_owned(), row.calls.to_string()];
+        cells.extend(times.map(|ms| format!("{ms:.1}")));
+        cells.push(row.missed.to_string());
+        table.add_row(cells);
+    }
+    aligned(table, &[0])
+}
+
+fn targets_table(rows: &[targets::Row]) -> String {
+    let mut table = table(&["the tenth target", "deliveries", "p50 ms", "p99 ms", "ratio of p99"]);
+    for row in rows {
+        table.add_row([
+            row.tenth.as_str().to_owned(),
+            row.deliveries.to_string(),
+            format!("{:.1}", row.p50_ms),
+            format!("{:.1}", row.p99_ms),
+            row.ratio.map_or_else(|| "1".to_owned(), |ratio| format!("{ratio:.2}")),
+        ]);
+    }
+    aligned(table, &[0])
+}
+
+fn upkeep_table(rows: &[upkeep::Row]) -> String {
+    let mut table = table(&["beside", "appends", "p50 ms", "p99 ms", "most ms", "seconds"]);
+    for row in rows {
+        table.add_row([
+            row.beside.to_owned(),
+            row.appends.to_string(),
+            format!("{:.1}", row.p50_ms),
+            format!("{:.1}", row.p99_ms),
+            format!("{:.1}", row.max_ms),
+            format!("{:.1}", row.seconds),
+        ]);
     }
     aligned(table, &[0])
 }

@@ -263,8 +263,8 @@ async fn connector(
     let mut metrics = String::new();
     prometheus_client::encoding::text::encode(&mut metrics, &registry)?;
     Ok(Stored {
-        events: metric(&metrics, "vestibule_local_log_group_events_sum")?,
-        commits: metric(&metrics, "vestibule_local_log_group_events_count")?,
+        events: metric(&metrics, "vestibule_log_group_events_sum")?,
+        commits: metric(&metrics, "vestibule_log_group_events_count")?,
     })
 }
 
