@@ -35,4 +35,5 @@ pub use postgres::Postgres;
 pub use process::{Process, Stopped};
 pub use proxy::{Proxy, Weather};
 pub use smtp::{Mail, Smtp, SmtpStage};
+pub use tools::promtool;
 pub use wait::{Condition, eventually};

@@ -53,6 +53,20 @@ pub(crate) fn mariadbd() -> anyhow::Result<PathBuf> {
         .context("mariadbd was not found: run ./scripts/test, or install the MariaDB server (Debian: apt-get install mariadb-server-core)")
 }
 
+/// `PROMTOOL` if set, then what `scripts/test` installed, then the `PATH`.
+pub fn promtool() -> anyhow::Result<PathBuf> {
+    if let Some(chosen) = std::env::var_os("PROMTOOL") {
+        return Ok(chosen.into());
+    }
+    let installed = installed().join("bin/promtool");
+    if installed.exists() {
+        return Ok(installed);
+    }
+    on_path("promtool").context(
+        "promtool was not found: run ./scripts/test, or install Prometheus (Debian: apt-get install prometheus)",
+    )
+}
+
 /// A Python that can import aiosmtpd is the caller's hope: the child says so if it cannot.
 pub(crate) fn python() -> anyhow::Result<PathBuf> {
     on_path("python3")

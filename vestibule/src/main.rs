@@ -17,6 +17,7 @@ mod ready;
 mod replay;
 mod run;
 mod simulate;
+mod telemetry;
 mod test;
 mod trial;
 mod trying;
@@ -26,11 +27,11 @@ mod workers;
 use std::{io, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
-use tracing_subscriber::EnvFilter;
 
 use crate::{
-    cli::{Cli, Command, Common, LogFormat},
+    cli::{Cli, Command, Common},
     config::Config,
+    telemetry::begin_logging,
 };
 
 #[global_allocator]
@@ -98,18 +99,4 @@ async fn execute(cli: Cli, sockets: run::Sockets) -> anyhow::Result<ExitCode> {
         Command::Completions { .. } => unreachable!("has been dealt with before the runtime"),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Log lines go to standard error; standard output belongs to results.
-fn begin_logging(common: &Common) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&common.log)
-        .map_err(|error| anyhow::anyhow!("--log does not say which lines: {error}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match common.log_format {
-        LogFormat::Text => {
-            builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init();
-        }
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
 }
