@@ -140,6 +140,10 @@ impl Desk {
     pub(super) async fn deal_with(&self, in_hand: InHand) {
         let InHand { task, mut turn, held, may_be_settled } = in_hand;
         self.in_hand(held.log(), async {
+            #[cfg(feature = "mutations")]
+            if std::env::var("VESTIBULE_MUTATION").as_deref() == Ok("acknowledge-before-effect") {
+                self.let_go(&held).await;
+            }
             let (seat, pass) = match self.ready(&task, &mut turn, may_be_settled).await {
                 Ready::Go(seat, pass) => (seat, pass),
                 Ready::Settled(standing) => {
