@@ -387,6 +387,12 @@ async fn append(
     let permit =
         Arc::clone(&api.appends).try_acquire_owned().map_err(|_| StorageFailure::Crowded)?;
     let log = Arc::clone(&api.log);
+    #[cfg(feature = "mutations")]
+    if std::env::var("VESTIBULE_MUTATION").as_deref() == Ok("answer-before-append") {
+        let stored = vestibule_events::Stored { sequence: 0, event: event.clone() };
+        tokio::spawn(async move { log.append(event).await });
+        return Ok(Appended { stored, duplicate: false });
+    }
     let id = event.id;
     let span = Span::part("append");
     span.set("vestibule.event", &id);
