@@ -7,6 +7,7 @@ mod crash;
 mod decisions;
 mod doctor;
 mod embedded;
+mod letters;
 mod monitoring;
 mod platforms;
 mod rolling;

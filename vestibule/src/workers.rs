@@ -250,7 +250,7 @@ fn remarks(name: &str, seen: &Seen) -> Vec<String> {
     }
     if !seen.configured {
         remarks.push(format!(
-            "{name} is configured no more, and what waits for it stays where it is\n    \
+            "{name} is not configured, or not enabled: what waits for it stays where it is\n    \
              vestibule worker remove {name}"
         ));
     }

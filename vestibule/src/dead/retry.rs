@@ -13,7 +13,7 @@ use vestibule_workers::Rate;
 use super::{
     say,
     selection::Selection,
-    sweep::{Plan, Sweep, letters, still_parked},
+    sweep::{Plan, Sweep, letters},
 };
 use crate::{
     approvals::approver,
@@ -79,7 +79,7 @@ pub(super) async fn retry(
     let sent = if goes { send_back(store, args, &plan).await? } else { Sent::default() };
     match output {
         Output::Json => say!("{}", as_json(&plan, &sent))?,
-        Output::Table if goes => tell(store, &sent).await?,
+        Output::Table if goes => tell(store, &plan, &sent).await?,
         Output::Table => {}
     }
     let all = !sent.stopped && sent.unreadable.is_empty();
@@ -153,7 +153,7 @@ fn warnings<'a>(
     warnings
 }
 
-async fn tell(store: &Store, sent: &Sent) -> anyhow::Result<()> {
+async fn tell(store: &Store, plan: &Plan, sent: &Sent) -> anyhow::Result<()> {
     let Sent { back, passed_over, unreadable, stopped } = sent;
     let stopped = if *stopped { "stopped: " } else { "" };
     say!("\n{stopped}{} sent back; the workers take them", letters(*back))?;
@@ -168,7 +168,7 @@ async fn tell(store: &Store, sent: &Sent) -> anyhow::Result<()> {
             ids.join(", ")
         )?;
     }
-    say!("{} still parked", letters(still_parked(store).await?))?;
+    say!("{} still parked", letters(plan.still_parked(store).await?))?;
     say!("`vestibule dead list --letters --state retrying` shows what is not delivered yet")?;
     Ok(())
 }

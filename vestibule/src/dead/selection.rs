@@ -120,3 +120,80 @@ fn ask(question: &str, answers: &mut impl BufRead, out: &mut impl Write) -> io::
     answers.read_line(&mut answer)?;
     Ok(["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 12:00 UTC);
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        selection: Selection,
+    }
+
+    fn selection(line: &str) -> Result<Selection, clap::Error> {
+        let line = std::iter::once("retry").chain(line.split_whitespace());
+        Line::try_parse_from(line).map(|line| line.selection)
+    }
+
+    #[test]
+    fn letters_are_named_or_described_and_never_meant_by_accident() {
+        for line in ["7", "7 8 9", "--all", "--worker notify", "--since 2h --max 10 --dry-run"] {
+            assert!(selection(line).is_ok(), "{line}");
+        }
+        for line in [
+            "",
+            "--max 10",
+            "--dry-run --yes",
+            "0",
+            "7 --all",
+            "7 --worker notify",
+            "--all --worker notify",
+            "--worker notify --max 0",
+            "--person ada@example.com",
+        ] {
+            assert!(selection(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_parked_is_meant() {
+        let filter = selection("--worker notify --cause refused --since 2h").unwrap().filter(NOW);
+        let expected = LetterFilter {
+            worker: Some("notify".into()),
+            cause_class: Some("refused".into()),
+            state: Some(LetterState::Parked),
+            parked_from: Some(datetime!(2026-11-22 10:00 UTC)),
+            ..LetterFilter::default()
+        };
+        assert_eq!(filter, expected);
+        let filter = selection("7 8").unwrap().filter(NOW);
+        assert_eq!((filter.ids, filter.state), (vec![7, 8], Some(LetterState::Parked)));
+    }
+
+    #[test]
+    fn the_command_for_a_group_means_what_was_listed_and_no_more() {
+        let listed = selection("--since 2h --until 2026-11-22T11:00:00Z").unwrap().filter(NOW);
+        let command = retry_command("notify", "refused", &listed);
+        let again = command.strip_prefix("vestibule dead retry ").unwrap();
+        let again = selection(again).unwrap().filter(NOW + time::Duration::hours(1));
+        let expected = LetterFilter {
+            worker: Some("notify".into()),
+            cause_class: Some("refused".into()),
+            ..listed
+        };
+        assert_eq!(again, expected, "{command}");
+    }
+
+    #[test]
+    fn only_a_plain_yes_is_one() {
+        let answer = |text: &str| ask("Really?", &mut text.as_bytes(), &mut Vec::new()).unwrap();
+        assert!(["y\n", "Y\n", "yes\n", " YES \n"].into_iter().all(answer));
+        assert!(!["", "\n", "n\n", "no\n", "yesterday\n"].into_iter().any(answer));
+    }
+}

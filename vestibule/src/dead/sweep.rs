@@ -38,6 +38,12 @@ impl Plan {
         Ok(Self { filter, groups, parked, count })
     }
 
+    /// How many of the letters that fit are parked now.
+    pub(super) async fn still_parked(&self, store: &Store) -> anyhow::Result<u64> {
+        let groups = store.letter_groups(&self.filter).await.context(UNREADABLE)?;
+        Ok(groups.iter().map(|it| it.count).sum())
+    }
+
     /// Shows what is meant and says whether to go on; `verb` as in "send back".
     pub(super) fn go(
         &self,
@@ -149,11 +155,4 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
 
 pub(super) fn letters(count: u64) -> String {
     if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
-}
-
-/// What is still parked, to be said at the end.
-pub(super) async fn still_parked(store: &Store) -> anyhow::Result<u64> {
-    let parked = LetterFilter { state: Some(LetterState::Parked), ..LetterFilter::default() };
-    let groups = store.letter_groups(&parked).await.context(UNREADABLE)?;
-    Ok(groups.iter().map(|it| it.count).sum())
 }
