@@ -414,7 +414,12 @@ impl Acknowledge for Receipt {
     async fn nack(&self, delay: Duration) -> Result<(), LogError> {
         let due = after(delay);
         self.durable.state().book.nack(self.sequence, self.delivery, due);
-        self.save().await
+        match self.save().await {
+            // It comes again, be it saved or not; that nothing can be saved the writer says, once and
+            // not for each event.
+            Err(LogError::Unavailable(_)) => Ok(()),
+            other => other,
+        }
     }
 
     async fn progress(&self) -> Result<(), LogError> {

@@ -189,6 +189,28 @@ async fn an_acknowledgement_that_is_not_saved_says_so_and_holds_in_this_process(
     Ok(())
 }
 
+/// A worker whose disk is full puts one event after the other off, and must not be told each time.
+#[tokio::test]
+async fn an_event_that_is_put_off_comes_again_although_that_could_not_be_saved()
+-> anyhow::Result<()> {
+    let place = LocalPlace::new()?;
+    let log = place.open().await?;
+    append(&log, 1..=1).await?;
+    let mut consumer = log.consumer(spec("worker")).await?;
+    let mut sqlite = sqlite(&place).await?;
+    sqlx::raw_sql(
+        "create trigger full before update on consumers begin select raise(abort, 'full'); end",
+    )
+    .execute(&mut sqlite)
+    .await?;
+
+    next(&mut consumer).await?.acknowledge.nack(Duration::from_millis(1)).await?;
+
+    ensure!(next(&mut consumer).await?.deliveries == 2);
+    sqlite.close().await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_append_that_nobody_waits_for_harms_no_other() -> anyhow::Result<()> {
     let place = LocalPlace::new()?;
