@@ -471,7 +471,7 @@ mod tests {
         let aside = SetAside { retries: 1, parked: 2, ..SetAside::default() };
         let left = Seen { backlog: known(3, 1), aside, paused: Some(paused()), configured: false };
         let lines = leftovers(&left).join("\n");
-        for part in ["4 events", "1 event ", "2 dead letters", "paused"] {
+        for part in ["4 events", "1 event,", "2 dead letters", "paused"] {
             assert!(lines.contains(part), "{lines}");
         }
     }
