@@ -361,12 +361,12 @@ impl Relay {
     }
 
     fn went_through(&mut self) {
-        if self.course == Course::Probing {
-            self.course = Course::Steady;
+        // Of several on their way one may go through after another has failed.
+        if self.course == Course::Recovering {
+            return;
         }
-        if self.course == Course::Steady {
-            self.pause = PAUSE_FIRST;
-        }
+        self.course = Course::Steady;
+        self.pause = PAUSE_FIRST;
         if self.said.take().is_some() {
             tracing::info!("the stream takes events again");
             self.progress.inner.full.set(0);
@@ -465,16 +465,23 @@ async fn survey(stream: JetStream, progress: Progress, tell: watch::Sender<Optio
                 }
                 SURVEY_EVERY
             }
-            Err(error) => {
-                let would_lose = matches!(error, LogError::Refused(_));
-                let words = match error {
-                    LogError::Refused(error) | LogError::Unavailable(error) => format!("{error:#}"),
-                };
-                if would_lose {
-                    tell.send_replace(None);
-                    progress.inner.held_back.set(1);
-                    stream.set_trouble(Some(words.clone()));
+            // A busy server; what it said half a minute ago holds until it says otherwise.
+            Err(LogError::Unavailable(_)) if matches!(*tell.borrow(), Some((surveyed, _)) if surveyed == losses) => {
+                SURVEY_AGAIN
+            }
+            Err(LogError::Unavailable(error)) => {
+                let words = format!("{error:#}");
+                if said.as_ref() != Some(&words) {
+                    tracing::warn!(error = words, "could not look at the stream before publishing");
+                    said = Some(words);
                 }
+                SURVEY_AGAIN
+            }
+            Err(LogError::Refused(error)) => {
+                let words = format!("{error:#}");
+                tell.send_replace(None);
+                progress.inner.held_back.set(1);
+                stream.set_trouble(Some(words.clone()));
                 if said.as_ref() != Some(&words) {
                     tracing::error!(error = words, "nothing is published before this is mended");
                     said = Some(words);
