@@ -121,8 +121,13 @@ impl Stage {
     /// Waits until everything in the log is done or set aside.
     pub(crate) async fn acknowledged(&self, worker: &str) -> anyhow::Result<()> {
         eventually(LIMIT, "the worker has acknowledged everything", async || {
-            let backlog = self.log.backlog(worker).await?;
-            Ok::<_, LogError>(backlog.is_some_and(|it| it.is_empty()))
+            // More than once, as a count that the consumer overtakes says that nothing waits.
+            for _ in 0..3 {
+                if !self.log.backlog(worker).await?.is_some_and(|it| it.is_empty()) {
+                    return Ok(false);
+                }
+            }
+            Ok::<_, LogError>(true)
         })
         .await
     }

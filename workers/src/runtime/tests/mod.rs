@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::anyhow;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 use vestibule_events::{JetStream, JetStreamConfig, NatsCredentials, Role};
@@ -37,6 +38,12 @@ async fn dead_letters(stage: &Stage) -> anyhow::Result<Vec<Letter>> {
     letters.retain(|it| it.worker == SCRIPTED);
     letters.reverse();
     Ok(letters)
+}
+
+/// Waits until something was counted so often: the store may tell of it before the counter does.
+async fn reaches(counter: &Counter, count: u64) -> anyhow::Result<()> {
+    eventually(LIMIT, &format!("it is counted {count} times"), async || counter.get() == count)
+        .await
 }
 
 /// A worker whose attempts each wait for a permit, and how many have begun.

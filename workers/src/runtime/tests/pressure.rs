@@ -6,6 +6,7 @@ use std::{
     time::Instant,
 };
 
+use vestibule_events::LogError;
 use vestibule_testkit::Nats;
 
 use super::*;
@@ -96,16 +97,18 @@ async fn a_breaker_that_opens_hands_back_what_waits() -> anyhow::Result<()> {
     let running = stage.start(worker, settings);
     let metrics = running.metrics(SCRIPTED);
     eventually(LIMIT, "the breaker is open and nothing is in hand", async || {
-        metrics.retried.get() >= 5 && metrics.in_hand.get() == 0
+        metrics.breaker.get() == 2 && metrics.in_hand.get() == 0
     })
     .await?;
 
     // Those under way when the fifth failed end as well.
     assert!(seen.lock().unwrap().len() < 5 + 2);
     let failed = stage.store.set_aside(SCRIPTED).await?.retries;
-    let backlog = stage.log.backlog(SCRIPTED).await?.unwrap();
-    assert_eq!(backlog.waiting + backlog.in_flight + failed, 30);
-    assert_eq!(metrics.breaker.get(), 2);
+    eventually(LIMIT, "the rest waits in the log", async || {
+        let backlog = stage.log.backlog(SCRIPTED).await?.unwrap();
+        Ok::<_, LogError>(backlog.waiting + backlog.in_flight + failed == 30)
+    })
+    .await?;
     running.stop().await
 }
 
@@ -123,7 +126,6 @@ async fn a_dead_target_delays_no_other_worker() -> anyhow::Result<()> {
     let database = stage.start(Database::new(stage.store.clone()), settings(3));
     stage.idle(Database::NAME).await?;
     assert_eq!(database.metrics(Database::NAME).done.get(), 300);
-    assert_eq!(database.metrics(Database::NAME).postponed.get(), 0);
     database.stop().await?;
     failing.stop().await
 }
@@ -145,8 +147,7 @@ async fn a_storm_of_retries_and_new_events_do_not_starve_each_other() -> anyhow:
     eventually(LIMIT, "all fail all the time", async || metrics.retried.get() > 600).await?;
 
     stage.sign_ups(300).await?;
-    stage.acknowledged(SCRIPTED).await?;
-    assert_eq!(metrics.done.get(), 300);
+    reaches(&metrics.done, 300).await?;
     let before = metrics.retried.get();
     eventually(LIMIT, "the others are still tried", async || metrics.retried.get() > before)
         .await?;
@@ -186,7 +187,7 @@ async fn what_a_shut_gate_has_fetched_ahead_goes_to_other_processes() -> anyhow:
 
     eventually(LIMIT, "and everything is acknowledged", async || {
         let backlog = stream.backlog(SCRIPTED).await?;
-        Ok::<_, vestibule_events::LogError>(backlog.is_some_and(|it| it.is_empty()))
+        Ok::<_, LogError>(backlog.is_some_and(|it| it.is_empty()))
     })
     .await?;
     assert_eq!(dead_letters(&stage).await?, []);
@@ -220,9 +221,7 @@ async fn a_paused_worker_takes_nothing_and_goes_on_where_it_was() -> anyhow::Res
     stage.sign_up("eve").await?;
     eventually(LIMIT, "the next is counted and left", async || {
         let backlog = stage.log.backlog(SCRIPTED).await?.unwrap();
-        Ok::<_, vestibule_events::LogError>(
-            metrics.in_hand.get() == 0 && backlog.waiting + backlog.in_flight == 10,
-        )
+        Ok::<_, LogError>(metrics.in_hand.get() == 0 && backlog.waiting + backlog.in_flight == 10)
     })
     .await?;
     assert_eq!(seen.lock().unwrap().len(), 1);

@@ -39,7 +39,7 @@ async fn what_fails_for_now_is_tried_again_until_it_goes_through() -> anyhow::Re
     let causes: Vec<_> = failed.iter().map(|it| (&*it.cause_class, &*it.error)).collect();
     assert_eq!(causes, [("unavailable", "the provider is down"); 2]);
     assert_eq!(dead_letters(&stage).await?, []);
-    assert_eq!(running.metrics(SCRIPTED).retried.get(), 2);
+    reaches(&running.metrics(SCRIPTED).retried, 2).await?;
     running.stop().await
 }
 
@@ -79,7 +79,7 @@ async fn after_the_last_try_an_event_is_parked_and_delays_nobody() -> anyhow::Re
     assert_eq!(at_once.cause_class, "refused");
     assert_eq!(at_once.error, "no such user …", "an address is not kept");
     assert_eq!(stage.store.attempts_of(poisoned.id).await?.len(), 3);
-    assert_eq!(running.metrics(SCRIPTED).parked.get(), 2);
+    reaches(&running.metrics(SCRIPTED).parked, 2).await?;
     running.stop().await
 }
 
@@ -235,7 +235,7 @@ async fn what_was_sent_back_is_delivered_or_parked_again() -> anyhow::Result<()>
     assert_eq!(state(mended.id), Some(LetterState::Delivered));
     assert_eq!(state(broken.id), Some(LetterState::Parked));
     assert_eq!(seen.lock().unwrap().len(), 4);
-    assert_eq!(running.metrics(SCRIPTED).parked.get(), 3);
+    reaches(&running.metrics(SCRIPTED).parked, 3).await?;
     running.stop().await
 }
 
