@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     Store, StoreError,
-    session::{Session, execute, fetch_all, fetch_one},
+    session::{Session, execute, fetch_all},
     text::{storable, storable_time},
 };
 
@@ -25,7 +25,7 @@ pub struct FailedAttempt {
     pub error: String,
 }
 
-/// How often a worker has failed at an event, and since when.
+/// How often a worker has failed at an event since it waits for another attempt, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failures {
     pub count: u32,
@@ -34,27 +34,6 @@ pub struct Failures {
 }
 
 impl Store {
-    /// Keeps a failed attempt, and says how many there are now.
-    pub async fn record_failed_attempt(
-        &self,
-        attempt: &FailedAttempt,
-    ) -> Result<Failures, StoreError> {
-        let mut session = self.write().await?;
-        insert(&mut session, attempt).await?;
-        let (count, first_at): (i64, OffsetDateTime) = fetch_one!(
-            &mut session,
-            sqlx::query_as(
-                "SELECT count(*), (SELECT started_at FROM attempts
-                     WHERE worker = $1 AND event_id = $2 ORDER BY id LIMIT 1)
-                 FROM attempts WHERE worker = $1 AND event_id = $2"
-            )
-            .bind(&attempt.worker)
-            .bind(attempt.event_id)
-        )?;
-        session.commit().await?;
-        Ok(Failures { count: u32::try_from(count).unwrap_or(u32::MAX), first_at })
-    }
-
     /// The failed attempts at an event, of all workers, in order.
     pub async fn attempts_of(&self, event_id: Uuid) -> Result<Vec<FailedAttempt>, StoreError> {
         of(&mut self.read().await?, event_id, None).await

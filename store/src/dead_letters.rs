@@ -14,7 +14,6 @@ use vestibule_events::{Person, SignUpEvent, Undecodable};
 use crate::{
     Done, FailedAttempt, FailedEvent, Store, StoreError, attempts,
     error::Cause,
-    retries,
     session::{Session, execute, fetch_all, fetch_one, fetch_optional},
     text::{Moment, storable, storable_time, to_the_second},
 };
@@ -95,7 +94,7 @@ pub struct UnknownLetterState;
 /// Which dead letters; all that are given must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LetterFilter {
-    /// Empty: all.
+    /// Empty: all. Some thousand at most, because both dialects bound the number of parameters.
     pub ids: Vec<i64>,
     pub worker: Option<String>,
     pub cause_class: Option<String>,
@@ -170,38 +169,6 @@ pub struct Redriven {
     pub undecodable: Vec<i64>,
 }
 
-/// An event that a worker has set aside, with why.
-///
-/// `Debug` leaves the payload out.
-#[derive(Clone, PartialEq, Eq)]
-pub struct DeadLetter {
-    pub worker: String,
-    /// `None` where the bytes could not be read as an event.
-    pub event_id: Option<Uuid>,
-    pub person: Option<Person>,
-    pub sequence: u64,
-    /// The event as it stood in the log.
-    pub payload: Vec<u8>,
-    /// Groups like failures: `refused`, `timeout`, …
-    pub cause_class: String,
-    /// What went wrong; must hold no personal data.
-    pub error: String,
-    pub parked_at: OffsetDateTime,
-}
-
-impl fmt::Debug for DeadLetter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeadLetter")
-            .field("worker", &self.worker)
-            .field("event_id", &self.event_id)
-            .field("sequence", &self.sequence)
-            .field("cause_class", &self.cause_class)
-            .field("error", &self.error)
-            .field("parked_at", &self.parked_at)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Store {
     /// Keeps bytes that are no event as a dead letter, once for each worker, sequence and content.
     pub async fn park_undecodable(
@@ -233,53 +200,6 @@ impl Store {
         }
         session.commit().await?;
         Ok(if row.is_some() { Done::Now } else { Done::Before })
-    }
-
-    /// Keeps a dead letter, once per worker and event (or sequence, where there is no event).
-    pub async fn park(&self, letter: &DeadLetter) -> Result<Done, StoreError> {
-        let mut session = self.write().await?;
-        let row: Option<(i64,)> = fetch_optional!(
-            &mut session,
-            sqlx::query_as(
-                "INSERT INTO dead_letters (worker, event_id, person, sequence, payload,
-                     cause_class, error, parked_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-                 ON CONFLICT DO NOTHING RETURNING id"
-            )
-            .bind(&letter.worker)
-            .bind(letter.event_id)
-            .bind(letter.person.as_ref().map(Person::as_str))
-            .bind(i64::try_from(letter.sequence).unwrap_or(i64::MAX))
-            .bind(&letter.payload)
-            .bind(&letter.cause_class)
-            .bind(storable(&letter.error))
-            .bind(storable_time(letter.parked_at))
-        )?;
-        if let Some((id,)) = row {
-            let change = Change { cause: Some((&letter.cause_class, &letter.error)), ..PARKED };
-            note(&mut session, id, change, letter.parked_at).await?;
-        }
-        session.commit().await?;
-        Ok(if row.is_some() { Done::Now } else { Done::Before })
-    }
-
-    /// Dead letters of one worker or of all, the newest first.
-    pub async fn dead_letters(
-        &self,
-        worker: Option<&str>,
-        limit: u32,
-    ) -> Result<Vec<DeadLetter>, StoreError> {
-        let mut session = self.read().await?;
-        let rows: Vec<DeadLetterRow> = fetch_all!(
-            &mut session,
-            sqlx::query_as(
-                "SELECT * FROM dead_letters WHERE $1 IS NULL OR worker = $1
-                 ORDER BY id DESC LIMIT $2"
-            )
-            .bind(worker)
-            .bind(i64::from(limit))
-        )?;
-        Ok(rows.into_iter().map(DeadLetter::from).collect())
     }
 
     /// Dead letters counted by worker and cause, in that order.
@@ -535,40 +455,50 @@ async fn send_back(
         )
         .bind(id)
     )?;
-    let event_id = match &parked {
-        None => return Ok(SentBack::NotParked),
-        Some((_, Some(event_id), _)) => *event_id,
-        Some((worker, None, payload)) => {
+    let Some((worker, event_id, payload)) = parked else { return Ok(SentBack::NotParked) };
+    let event_id = match event_id {
+        Some(event_id) => event_id,
+        None => {
             let payload = payload.as_deref().unwrap_or_default();
             // Why it still is none stands in the letter.
             let Ok(event) = serde_json::from_slice::<SignUpEvent>(payload) else {
                 return Ok(SentBack::Undecodable);
             };
-            if !become_of_event(session, id, worker, &event).await? {
+            if !become_of_event(session, id, &worker, &event).await? {
                 return Ok(SentBack::NotParked);
             }
             event.id
         }
     };
-    // First the row of `retries`, then that of the letter: see there.
-    let inserted = execute!(
+    // First the row of `retries`, then that of the letter: see there. One that is there is locked,
+    // too, or whoever has its event in hand could take it away from under the letter.
+    let held = execute!(
         session,
         sqlx::query(
             "INSERT INTO retries (worker, event_id, person, sequence, event, due_at, tries)
              SELECT worker, event_id, person, sequence, payload, $2, 0
              FROM dead_letters WHERE id = $1 AND state = 'parked'
-             ON CONFLICT DO NOTHING"
+             ON CONFLICT (worker, event_id) DO UPDATE SET due_at = retries.due_at"
         )
         .bind(id)
         .bind(Moment(due_at))
     )?;
     let change = Change { state: LetterState::Retrying, actor: Some(actor), ..PARKED };
-    if change_parked(session, id, change, now).await? {
+    if held > 0 && change_parked(session, id, change, now).await? {
         return Ok(SentBack::Now);
     }
-    // Somebody was faster, and it is not ours to say when it is due.
-    if let (Some((worker, ..)), 1..) = (&parked, inserted) {
-        retries::remove(session, worker, event_id).await?;
+    // Somebody was faster. Only what they sent back goes on waiting.
+    if held > 0 {
+        execute!(
+            session,
+            sqlx::query(
+                "DELETE FROM retries WHERE worker = $1 AND event_id = $2 AND NOT EXISTS (
+                     SELECT 1 FROM dead_letters WHERE id = $3 AND state = 'retrying')"
+            )
+            .bind(worker)
+            .bind(event_id)
+            .bind(id)
+        )?;
     }
     Ok(SentBack::NotParked)
 }
@@ -809,33 +739,6 @@ impl LetterChange {
             error: Some(letter.error.clone()),
             actor: None,
             reason: None,
-        }
-    }
-}
-
-#[derive(sqlx::FromRow)]
-struct DeadLetterRow {
-    worker: String,
-    event_id: Option<Uuid>,
-    person: Option<String>,
-    sequence: i64,
-    payload: Vec<u8>,
-    cause_class: String,
-    error: String,
-    parked_at: OffsetDateTime,
-}
-
-impl From<DeadLetterRow> for DeadLetter {
-    fn from(row: DeadLetterRow) -> Self {
-        Self {
-            worker: row.worker,
-            event_id: row.event_id,
-            person: row.person.map(Person::from_pseudonym),
-            sequence: row.sequence.unsigned_abs(),
-            payload: row.payload,
-            cause_class: row.cause_class,
-            error: row.error,
-            parked_at: row.parked_at,
         }
     }
 }

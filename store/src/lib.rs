@@ -34,8 +34,8 @@ pub use approvals::{
 };
 pub use attempts::{FailedAttempt, Failures};
 pub use dead_letters::{
-    DeadLetter, Letter, LetterChange, LetterFilter, LetterGroup, LetterState, LetterWhole,
-    Redriven, UnknownLetterState,
+    Letter, LetterChange, LetterFilter, LetterGroup, LetterState, LetterWhole, Redriven,
+    UnknownLetterState,
 };
 pub use effects::Effects;
 pub use error::{Cause, StoreError};

@@ -279,8 +279,13 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         let mut session = self.write().await?;
-        remove(&mut session, worker, event_id).await?;
+        let waited = remove(&mut session, worker, event_id).await?;
+        // Where nothing waits, somebody may be sending a letter back, unseen until they are done.
+        let held = !waited && hold(&mut session, worker, event_id).await?;
         dead_letters::deliver(&mut session, worker, event_id, now).await?;
+        if held {
+            remove(&mut session, worker, event_id).await?;
+        }
         session.commit().await
     }
 
@@ -331,6 +336,23 @@ async fn count(session: &mut Session, failed: &FailedEvent) -> Result<Failures, 
     })
 }
 
+/// Takes the place in which the event of a letter would wait, so that nobody else does until the
+/// transaction ends; says whether there is such a letter.
+async fn hold(session: &mut Session, worker: &str, event_id: Uuid) -> Result<bool, StoreError> {
+    let rows = execute!(
+        session,
+        sqlx::query(
+            "INSERT INTO retries (worker, event_id, person, sequence, event, due_at, tries)
+             SELECT worker, event_id, person, sequence, payload, parked_at, 0 FROM dead_letters
+             WHERE worker = $1 AND event_id = $2 AND state <> 'delivered'
+             ON CONFLICT (worker, event_id) DO UPDATE SET due_at = retries.due_at"
+        )
+        .bind(worker)
+        .bind(event_id)
+    )?;
+    Ok(rows > 0)
+}
+
 async fn move_due(
     session: &mut Session,
     worker: &str,
@@ -347,19 +369,15 @@ async fn move_due(
     Ok(())
 }
 
-/// Nothing waits any more.
-pub(crate) async fn remove(
-    session: &mut Session,
-    worker: &str,
-    event_id: Uuid,
-) -> Result<(), StoreError> {
-    execute!(
+/// The event waits no more; says whether it did.
+async fn remove(session: &mut Session, worker: &str, event_id: Uuid) -> Result<bool, StoreError> {
+    let rows = execute!(
         session,
         sqlx::query("DELETE FROM retries WHERE worker = $1 AND event_id = $2")
             .bind(worker)
             .bind(event_id)
     )?;
-    Ok(())
+    Ok(rows > 0)
 }
 
 async fn standing(

@@ -6,9 +6,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 use vestibule_events::Email;
-use vestibule_store::{
-    Begun, DeadLetter, Done, Effects, FailedAttempt, NewGrant, Store, StoreError,
-};
+use vestibule_store::{Begun, Done, Effects, NewGrant, Store, StoreError};
 use vestibule_testkit::eventually;
 
 use crate::home::{Home, NOW, event, event_with, unknown_event};
@@ -276,76 +274,6 @@ pub(crate) async fn an_event_is_done_once_for_each_worker(home: &Home) -> anyhow
     assert!(store.is_done("notify", event.id).await?);
     assert!(!store.is_done("permissions", event.id).await?);
     assert!(!store.is_done("notify", unknown_event()).await?);
-    Ok(())
-}
-
-pub(crate) async fn failed_attempts_are_counted_for_each_worker(home: &Home) -> anyhow::Result<()> {
-    let store = home.store().await?;
-    let event = event(1, "ada");
-    let attempt = |worker: &str, number: u32| FailedAttempt {
-        worker: worker.to_owned(),
-        event_id: event.id,
-        sequence: 7,
-        started_at: NOW + Duration::from_secs(number.into()),
-        took: Duration::from_millis(number.into()),
-        cause_class: "timeout".to_owned(),
-        error: format!("no answer to request {number}"),
-    };
-
-    for number in 1..=3 {
-        let failures = store.record_failed_attempt(&attempt("notify", number)).await?;
-        assert_eq!(failures.count, number);
-        assert_eq!(failures.first_at, NOW + Duration::from_secs(1));
-    }
-    let other = store.record_failed_attempt(&attempt("permissions", 9)).await?;
-    assert_eq!((other.count, other.first_at), (1, NOW + Duration::from_secs(9)));
-
-    let attempts = store.attempts_of(event.id).await?;
-    let expected: Vec<_> =
-        (1..=3).map(|it| attempt("notify", it)).chain([attempt("permissions", 9)]).collect();
-    assert_eq!(attempts, expected);
-    assert_eq!(store.attempts_of(unknown_event()).await?, []);
-    Ok(())
-}
-
-pub(crate) async fn a_dead_letter_is_kept_once(home: &Home) -> anyhow::Result<()> {
-    let store = home.store().await?;
-    let event = event(1, "ada");
-    let readable = DeadLetter {
-        worker: "notify".to_owned(),
-        event_id: Some(event.id),
-        person: Some(event.person.clone()),
-        sequence: 7,
-        payload: serde_json::to_vec(&event)?,
-        cause_class: "refused".to_owned(),
-        error: "the provider answered 400".to_owned(),
-        parked_at: NOW,
-    };
-    let garbled = DeadLetter {
-        event_id: None,
-        person: None,
-        sequence: 8,
-        payload: b"\0\xff not JSON".to_vec(),
-        ..readable.clone()
-    };
-    let of_other = DeadLetter { worker: "permissions".to_owned(), ..readable.clone() };
-
-    for letter in [&readable, &garbled, &of_other] {
-        assert_eq!(store.park(letter).await?, Done::Now);
-    }
-    // Delivered again, an event has the same id and, in another log, another sequence.
-    let again = DeadLetter { sequence: 9, error: "again".to_owned(), ..readable.clone() };
-    assert_eq!(store.park(&again).await?, Done::Before);
-    assert_eq!(store.park(&garbled).await?, Done::Before);
-
-    let letters = store.dead_letters(None, 10).await?;
-    assert_eq!(letters, [of_other, garbled.clone(), readable.clone()]);
-    assert_eq!(store.dead_letters(Some("notify"), 10).await?, [garbled.clone(), readable]);
-    assert_eq!(store.dead_letters(Some("notify"), 1).await?, [garbled]);
-    assert_eq!(store.dead_letters(Some("nobody"), 10).await?, []);
-    assert_eq!(effects_of(&store, event.id).await?.dead_letters, 2);
-    let debug = format!("{letters:?}");
-    assert!(!debug.contains("ada") && !debug.contains("not JSON"), "{debug}");
     Ok(())
 }
 

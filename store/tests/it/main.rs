@@ -50,8 +50,6 @@ on_both! {
         channels_are_independent_of_each_other,
         a_recorded_notification_is_kept_once,
         an_event_is_done_once_for_each_worker,
-        failed_attempts_are_counted_for_each_worker,
-        a_dead_letter_is_kept_once,
         effects_are_told_for_any_number_of_events,
         what_a_platform_may_send_is_kept,
         giving_up_in_the_middle_leaves_all_or_nothing,
