@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use vestibule_testkit::{Process, eventually};
+use vestibule_testkit::{Issuer, Process, eventually};
 
 use self::openmetrics::{Family, Scrape};
 use crate::{
@@ -76,10 +76,29 @@ fn person(name: &str) -> Value {
 
 /// The metrics of everything, in one process and in many, after a few sign-ups of every kind.
 async fn all_metrics() -> anyhow::Result<Scrape> {
-    let (embedded, scaled_out) = tokio::try_join!(embedded_metrics(), scaled_out_metrics())?;
-    let mut all = embedded;
+    let (mut all, scaled_out, over_tls) =
+        tokio::try_join!(embedded_metrics(), scaled_out_metrics(), metrics_over_tls())?;
     all.merge(scaled_out);
+    all.merge(over_tls);
     Ok(all)
+}
+
+/// With a certificate of our own and the keys of somebody else's tokens.
+async fn metrics_over_tls() -> anyhow::Result<Scrape> {
+    let issuer = Issuer::start().await?;
+    let site = Site::new(&format!(
+        "[listen.tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\n\
+         [[connectors.partners.credentials]]\nkind = \"bearer\"\nname = \"tokens\"\n\
+         metadata = \"{}\"\naudiences = [\"{}\"]\n",
+        issuer.metadata_url(),
+        Issuer::AUDIENCE
+    ))?;
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()])?;
+    site.write("tls.crt", &certificate.self_signed(&key)?.pem())?;
+    site.write("tls.key", &key.serialize_pem())?;
+    let up = site.up().await?;
+    Scrape::parse(&up.metrics().await?)
 }
 
 async fn embedded_metrics() -> anyhow::Result<Scrape> {
