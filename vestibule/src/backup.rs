@@ -140,7 +140,7 @@ fn say(manifest: &Manifest, output: Output, text: impl FnOnce() -> String) -> an
         Output::Table => {
             let Manifest { events, last_sequence, made_at, .. } = manifest;
             let made_at = made_at.format(&Rfc3339)?;
-            println!("{events} events, the last with sequence {last_sequence}, as of {made_at}");
+            println!("events up to sequence {last_sequence} ({events} of them), as of {made_at}");
             for (from, through) in &manifest.lost {
                 println!("LOST: events {from} to {through} could not be read");
             }
@@ -183,7 +183,7 @@ async fn make(
     while let Some(through) = log.step().await? {
         bar.set_position(through);
     }
-    let made_at = OffsetDateTime::now_utc();
+    let made_at = OffsetDateTime::now_utc().replace_nanosecond(0)?;
     let LogContents { last_sequence, events, lost } = log.finish().await?;
     bar.finish_and_clear();
 

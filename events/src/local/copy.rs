@@ -209,7 +209,8 @@ impl LogCopy {
 
     fn lose(&mut self, from: u64, through: u64) {
         match self.lost.last_mut() {
-            Some((_, end)) if *end + 1 == from => *end = through,
+            // The same end may be come upon more than once.
+            Some((_, end)) if *end + 1 >= from => *end = through.max(*end),
             _ => self.lost.push((from, through)),
         }
     }

@@ -50,7 +50,9 @@ async fn salvage(place: &LocalPlace) -> anyhow::Result<(Arc<dyn EventLog>, Vec<(
     let copy = place.path().with_file_name("salvaged.db");
     let mut copying = LogCopy::begin(place.path(), &copy, true).await?;
     copying.consumers().await?;
-    while copying.step().await?.is_some() {}
+    for _ in 0..2 {
+        while copying.step().await?.is_some() {}
+    }
     let contents = copying.finish().await?;
     let log = LocalLog::open(LocalLogConfig { path: copy, ..place.config() }).await?;
     Ok((Arc::new(log), contents.lost))
@@ -76,7 +78,7 @@ async fn a_damaged_end_is_named_with_its_remedy_and_what_is_before_it_is_salvage
     let (log, lost) = salvage(&place).await?;
     let found = numbers(&log).await?;
     ensure!(found.len() >= 300 && found.iter().copied().eq(1..=found.len() as u64), "{found:?}");
-    ensure!(lost.first().is_some_and(|it| it.0 == found.len() as u64 + 1), "{lost:?}");
+    ensure!(lost.len() == 1 && lost[0].0 == found.len() as u64 + 1, "{lost:?}");
     // Its sequence is beyond what the consumer had, so that it is delivered.
     let appended = append(&log, [1000]).await?;
     let mut consumer = log.consumer(spec("worker")).await?;
