@@ -9,7 +9,7 @@ use vestibule_testkit::Nats;
 
 use crate::{
     scaled_out::{ROLES, Stack},
-    support::Site,
+    support::{LIMIT, Site, sign_up},
 };
 
 /// What a doctor said of each check, and how it ended.
@@ -114,6 +114,14 @@ async fn servers_that_lose_are_found_with_what_to_change() -> anyhow::Result<()>
     );
     assert!(report.found("nats.worker").contains("may not acknowledge events"));
     assert_eq!(report.state("data.folder"), "warning");
+    // A relay looks for itself before it publishes, and says what it waits for.
+    let (mut api, base) = stack.api(&[]).await?;
+    let person = json!({ "email": "ada@example.com" });
+    assert_eq!(sign_up(&base, "before-create", &person).await?.0, 200);
+    let held_back = |line: &str| line.contains("discard is Old and should be New");
+    api.wait_for_line(LIMIT, held_back).await?;
+    assert_eq!(context.get_stream("SIGNUPS").await?.cached_info().state.messages, 0);
+
     let blind = Report::of(&stack.site, Some("http://127.0.0.1:1")).await?;
     assert_eq!(blind.state("nats.sync_interval"), "warning", "it cannot be seen");
 
@@ -135,6 +143,11 @@ async fn what_is_not_there_is_a_finding_and_no_error() -> anyhow::Result<()> {
     let stranger = Report::of(&stack.site, None).await?;
     assert_eq!(stranger.state("nats.relay"), "critical", "{:#?}", stranger.findings);
     assert!(stranger.found("nats.relay").contains("does not accept"), "{:?}", stranger.findings);
+
+    stack.nats.pause();
+    let silent = Report::of(&stack.site, None).await?;
+    assert_eq!(silent.state("nats"), "critical", "{:#?}", silent.findings);
+    stack.nats.resume();
 
     stack.nats.stop();
     stack.postgres.kill();
