@@ -109,9 +109,11 @@ impl Inspector {
     /// [`LogError::Unavailable`] where it is away.
     pub async fn connect(config: JetStreamConfig) -> Result<Self, LogError> {
         let (tell, denials) = mpsc::unbounded_channel();
+        let addresses = connection::addresses(&config)?;
         let options = connection::options(&config)
             .await?
-            .max_reconnects(1)
+            // Each server of a cluster once.
+            .max_reconnects(addresses.len())
             .request_timeout(Some(ANSWER_LIMIT))
             .event_callback(move |event| {
                 if let Event::ServerError(ServerError::Other(error)) = event {
@@ -119,15 +121,12 @@ impl Inspector {
                 }
                 std::future::ready(())
             });
-        let client =
-            options.connect(connection::addresses(&config)?).await.map_err(|error| match error
-                .kind()
-            {
-                ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                    LogError::Refused(anyhow!(connection::turned_away(config.role.as_str())))
-                }
-                _ => LogError::Unavailable(anyhow!(error)),
-            })?;
+        let client = options.connect(addresses).await.map_err(|error| match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                LogError::Refused(anyhow!(connection::turned_away(config.role.as_str())))
+            }
+            _ => LogError::Unavailable(anyhow!(error)),
+        })?;
         Ok(Self { config, client, denials })
     }
 
@@ -210,8 +209,7 @@ impl Inspector {
     ///
     /// Where the server does not answer in time.
     pub async fn misfits(&mut self, consumers: &[String]) -> Result<Vec<Misfit>, LogError> {
-        let unavailable = |error| LogError::Unavailable(error);
-        self.misfits_in_time(consumers).await.map_err(unavailable)
+        self.misfits_in_time(consumers).await.map_err(LogError::Unavailable)
     }
 
     async fn misfits_in_time(&mut self, consumers: &[String]) -> anyhow::Result<Vec<Misfit>> {
