@@ -39,6 +39,9 @@ const ONE_PERSON: usize = 4;
 /// When more events of one person come than may wait, they come back after this.
 const CROWDED: Duration = Duration::from_secs(1);
 
+/// The same from the store, where each time is two writes.
+const CROWDED_IN_STORE: Duration = Duration::from_secs(5);
+
 /// So many are claimed from the store at once; a claim is a write.
 const CLAIMED_AT_ONCE: usize = 16;
 
@@ -366,7 +369,7 @@ fn begin_again(desk: &Arc<Desk>, hands: &Hands, place: OwnedSemaphorePermit, ret
     };
     let held = Held::Store(lease);
     let Some(turn) = hands.order.enter(&event.person) else {
-        hands.spawn(desk, place, async move { this.hand_back(held, CROWDED).await });
+        hands.spawn(desk, place, async move { this.hand_back(held, CROWDED_IN_STORE).await });
         return;
     };
     let attempt = retry.tries.saturating_add(1);

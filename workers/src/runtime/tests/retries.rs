@@ -333,3 +333,37 @@ async fn two_processes_share_what_waits_and_neither_repeats_the_other() -> anyho
     first.stop().await?;
     second.stop().await
 }
+
+#[tokio::test]
+async fn an_event_from_the_store_is_ours_for_as_long_as_its_attempt_takes() -> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    stage.sign_up("ada").await?;
+    let brief = WorkerSettings { ack_wait: Duration::from_secs(3), ..settings(1) };
+    let running = stage.start(Scripted::new(|_| async { Err(hopeless()) }), brief.clone());
+    stage.idle(SCRIPTED).await?;
+    running.stop().await?;
+    let letters: Vec<_> = dead_letters(&stage).await?.iter().map(|it| it.id).collect();
+    let now = OffsetDateTime::now_utc();
+    stage.store.redrive(&letters, |_| now, "grace", now).await?;
+
+    let (slow, gate, began) = gated();
+    let slow = stage.start(slow, brief.clone());
+    began.notified().await;
+    let other = Stage::open().await?;
+    let idle = Scripted::new(|_| async { Ok(()) });
+    let seen = idle.seen.clone();
+    let idle = stage.start_over(Arc::new(other.log.clone()), idle, brief.clone());
+    let claimed = OffsetDateTime::now_utc();
+    eventually(LIMIT, "the lease is extended again and again", async || {
+        let until = stage.store.next_retry(SCRIPTED).await?;
+        anyhow::Ok(until.is_some_and(|it| it > claimed + brief.ack_wait.mul_f64(1.5)))
+    })
+    .await?;
+    gate.add_permits(1);
+    stage.idle(SCRIPTED).await?;
+
+    assert!(seen.lock().unwrap().is_empty(), "two had it at once");
+    assert_eq!(dead_letters(&stage).await?[0].state, LetterState::Delivered);
+    slow.stop().await?;
+    idle.stop().await
+}
