@@ -116,13 +116,26 @@ async fn embedded_metrics() -> anyhow::Result<Scrape> {
 
 async fn scaled_out_metrics() -> anyhow::Result<Scrape> {
     let stack = Stack::start(EVERYTHING).await?;
-    let (api, base) = stack.api(&["--without-relay"]).await?;
-    let relay = stack.start_until(&["relay"], "the relay runs").await?;
-    let worker = stack.worker(&[]).await?;
+    let (mut api, base) = stack.api(&["--without-relay"]).await?;
+    let mut relay = stack.start_until(&["relay"], "the relay runs").await?;
+    let mut worker = stack.worker(&[]).await?;
     busy(&base).await?;
     let mut all = Scrape::default();
-    for process in [api, relay, worker] {
-        all.merge(Scrape::parse(&admin_metrics(process).await?)?);
+    for process in [&mut api, &mut relay, &mut worker] {
+        let url = metrics_of(process).await?;
+        let metrics = eventually(LIMIT, "events are relayed and handled", async || {
+            let metrics = http().get(&url).send().await?.text().await?;
+            let counts = |series: &str| {
+                let mut values = metrics.lines().filter_map(|line| line.strip_prefix(series));
+                values.next().is_none_or(|it| it.trim() != "0")
+            };
+            let done = counts("vestibule_relay_events_total")
+                && counts(
+                    r#"vestibule_worker_stream_acknowledgements_total{kind="ack",result="taken"}"#,
+                );
+            anyhow::Ok(done.then_some(metrics))
+        });
+        all.merge(Scrape::parse(&metrics.await?)?);
     }
     Ok(all)
 }
@@ -137,14 +150,14 @@ async fn busy(base: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Those of a process that says in its log where its admin listener is.
-async fn admin_metrics(mut process: Process) -> anyhow::Result<String> {
+/// Where the metrics of a process are that says in its log where its admin listener is.
+async fn metrics_of(process: &mut Process) -> anyhow::Result<String> {
     let line = process.wait_for_line(LIMIT, |it| it.contains("admin")).await?;
     let after = line.split_once("admin").context("no address")?.1;
     let is_address = |it: char| it.is_ascii_digit() || matches!(it, '.' | ':');
     let address = after.trim_start_matches(|it: char| !it.is_ascii_digit());
     let address = &address[..address.find(|it| !is_address(it)).unwrap_or(address.len())];
-    Ok(http().get(format!("http://{address}/metrics")).send().await?.text().await?)
+    Ok(format!("http://{address}/metrics"))
 }
 
 /// What is wrong with a metric for somebody who has never heard of it.

@@ -65,6 +65,9 @@ pub(super) struct Durable {
     not_before: Instant,
 }
 
+/// Why a consumer is restored.
+const CAUSES: [&str; 4] = ["silence", "closed", "nobody", "status"];
+
 /// A subscription of our own and the pull that is out for it.
 struct Pull {
     inbox: Subscriber,
@@ -96,12 +99,14 @@ impl Consumer for Durable {
 
 impl Durable {
     pub(super) async fn open(log: JetStream, spec: ConsumerSpec) -> Result<Self, LogError> {
+        let name = Arc::from(spec.name.as_str());
+        log.inner.metrics.consumes(&name, &CAUSES);
         if timeout(FIRST_CONNECTION, log.connected()).await.is_err() {
             return Err(LogError::Unavailable(log.not_connected()));
         }
         settle(&log, &spec).await?;
         Ok(Self {
-            name: spec.name.as_str().into(),
+            name,
             connection: log.inner.connection.clone(),
             log,
             spec,

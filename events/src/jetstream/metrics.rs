@@ -45,6 +45,19 @@ impl Metrics {
         self.acknowledgements.get_or_create(&AcknowledgeLabels { kind, result }).inc();
     }
 
+    /// What a consumer counts is there from its start, for the same reason as below.
+    pub(super) fn consumes(&self, consumer: &Arc<str>, causes: &[&'static str]) {
+        for kind in ["ack", "nack", "progress"] {
+            for result in ["taken", "failed"] {
+                drop(self.acknowledgements.get_or_create(&AcknowledgeLabels { kind, result }));
+            }
+        }
+        for cause in causes {
+            let labels = RebuildLabels { consumer: Arc::clone(consumer), cause };
+            drop(self.rebuilds.get_or_create(&labels));
+        }
+    }
+
     pub(super) fn register(&self, registry: &mut Registry) {
         // There from the start, so that the first refusal is an increase and not a new series.
         for result in publish::RESULTS {
