@@ -108,7 +108,7 @@ impl Plan {
         let mut plan = Vec::with_capacity(faults);
         for number in 0..faults {
             let kind = deck.pop().unwrap_or_else(|| {
-                deck = kinds(topology);
+                deck = topology.kinds();
                 deck.shuffle(&mut rng);
                 deck.pop().expect("every topology has faults")
             });
@@ -123,30 +123,6 @@ impl Plan {
     }
 }
 
-/// All that can happen to such a set-up.
-fn kinds(topology: Topology) -> Vec<Kind> {
-    use Kind::{Cut, FullDisk, Kill, Pause, Redeliver, Silence, Slow, Target};
-    let mut parts = vec![Part::Connector];
-    let mut links = vec![Link::PlatformToConnector, Link::NotifyToTarget];
-    let mut kinds = vec![FullDisk];
-    if topology != Topology::Embedded {
-        parts.extend([Part::Relay, Part::Nats, Part::Postgres]);
-        parts.extend(Worker::ALL.map(Part::Worker));
-        links.push(Link::RelayToNats);
-        links.extend(Worker::ALL.map(Link::WorkerToNats));
-        links.extend(Worker::ALL.map(Link::WorkerToPostgres));
-        kinds.extend(Worker::ALL.map(Redeliver));
-    }
-    for part in parts {
-        kinds.extend([Kill(part), Pause(part)]);
-    }
-    for link in links {
-        kinds.extend([Cut(link), Silence(link), Slow(link)]);
-    }
-    kinds.extend(Mood::BAD.map(Target));
-    kinds
-}
-
 fn lasts(rng: &mut StdRng, kind: Kind) -> Duration {
     let milliseconds = match kind {
         // How long whoever supervises it takes to notice.
@@ -155,6 +131,33 @@ fn lasts(rng: &mut StdRng, kind: Kind) -> Duration {
         _ => 100..2500,
     };
     Duration::from_millis(rng.random_range(milliseconds))
+}
+
+impl Topology {
+    /// All that can happen to such a set-up.
+    #[must_use]
+    pub fn kinds(self) -> Vec<Kind> {
+        use Kind::{Cut, FullDisk, Kill, Pause, Redeliver, Silence, Slow, Target};
+        let mut parts = vec![Part::Connector];
+        let mut links = vec![Link::PlatformToConnector, Link::NotifyToTarget];
+        let mut kinds = vec![FullDisk];
+        if self != Self::Embedded {
+            parts.extend([Part::Relay, Part::Nats, Part::Postgres]);
+            parts.extend(Worker::ALL.map(Part::Worker));
+            links.push(Link::RelayToNats);
+            links.extend(Worker::ALL.map(Link::WorkerToNats));
+            links.extend(Worker::ALL.map(Link::WorkerToPostgres));
+            kinds.extend(Worker::ALL.map(Redeliver));
+        }
+        for part in parts {
+            kinds.extend([Kill(part), Pause(part)]);
+        }
+        for link in links {
+            kinds.extend([Cut(link), Silence(link), Slow(link)]);
+        }
+        kinds.extend(Mood::BAD.map(Target));
+        kinds
+    }
 }
 
 impl Worker {
@@ -245,7 +248,7 @@ mod tests {
         fn every_fault_comes_up_before_one_comes_up_again(
             seed: u64, topology in topologies(), rounds in 1_usize..4
         ) {
-            let all = kinds(topology);
+            let all = topology.kinds();
             let plan = Plan::new(seed, topology, rounds * all.len(), 1000);
 
             let mut counts: HashMap<Kind, usize> = HashMap::new();
