@@ -269,7 +269,7 @@ async fn whatever_ends_a_redrive_each_letter_is_delivered_once_or_still_parked()
     wait_for(&site, "delivered", sent).await?;
     assert_eq!(count(&site, "parked").await?, ALL - sent);
     assert!(
-        stopped.stdout.contains(&format!("{} dead letters still parked", ALL - sent)),
+        stopped.stdout.contains(&format!("{} of those that fit are still parked", ALL - sent)),
         "{}",
         stopped.stdout
     );
@@ -334,6 +334,35 @@ async fn what_is_dropped_is_kept_with_who_and_why_and_never_tried_again() -> any
     let change = &shown["history"][1];
     assert_eq!((&change["by"], &change["reason"]), (&json!("grace"), &json!("a test")));
     assert_eq!(target.taken().len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_no_version_can_read_is_parked_and_stays_so() -> anyhow::Result<()> {
+    let (site, target) = site("").await?;
+    target.mend();
+    let mut up = site.up().await?;
+    sign_up_many(&up.base, 0..1).await?;
+    up.process.terminate(LIMIT).await?;
+    let log = format!("sqlite://{}?mode=rw", site.data().join("events.db").display());
+    let log = sqlx::SqlitePool::connect(&log).await?;
+    sqlx::query("INSERT INTO events (sequence, event) VALUES (2, 'no event')")
+        .execute(&log)
+        .await?;
+    log.close().await;
+    let _up = site.up().await?;
+    wait_for(&site, "parked", 3).await?;
+
+    let parked = letters(&site, "parked").await?;
+    assert!(parked.iter().all(|it| it["cause"] == "undecodable"), "{parked:?}");
+    let id = parked[0]["letter"].to_string();
+    let shown = run(&site, &["dead", "show", &id, "--event"]).await?.stdout;
+    assert!(shown.contains("no event"), "{shown}");
+    let retry = site.run(&["dead", "retry", "--all", "--output", "json"]).await?;
+    let said: Value = serde_json::from_str(&retry.stdout)?;
+    assert_eq!((retry.code, &said["sent_back"]), (1, &json!(0)));
+    assert_eq!(said["unreadable"].as_array().map(Vec::len), Some(3), "{said}");
+    assert_eq!(count(&site, "parked").await?, 3);
     Ok(())
 }
 
@@ -404,10 +433,14 @@ async fn a_worker_that_is_configured_no_more_is_seen_and_removed_with_what_it_le
     let configured = site.run(&["worker", "remove", "notify", "--yes"]).await?;
     assert_eq!(configured.code, 1);
     assert!(configured.stderr.contains("[workers.notify]"), "{}", configured.stderr);
-    up.process.terminate(LIMIT).await?;
     let (before, rest) = EXAMPLE.split_once("# Sends notifications.").context("no notify")?;
     let (_, after) = rest.split_once("# Keeps people").context("no database")?;
     site.write("vestibule.toml", &format!("{before}#{after}"))?;
+
+    let in_use = site.run(&["worker", "remove", "notify", "--yes"]).await?;
+    assert_eq!(in_use.code, 1);
+    assert!(in_use.stderr.contains("stop `vestibule up` first"), "{}", in_use.stderr);
+    up.process.terminate(LIMIT).await?;
 
     let left = worker(&site, "notify").await?;
     assert_eq!((&left["configured"], &left["dead_letters"]), (&json!(false), &json!(2)));

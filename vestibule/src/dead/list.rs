@@ -77,24 +77,46 @@ pub(super) async fn list(store: &Store, args: &ListArgs) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let groups = store.letter_groups(&filter).await.context(UNREADABLE)?;
+    let groups = groups(store, &filter).await?;
     match args.output {
         Output::Json => {
-            let groups = groups.iter().map(|it| group_as_json(it, &filter));
+            let groups = groups.iter().map(|(state, it)| group_as_json(*state, it, &filter));
             say!("{}", Value::from_iter(groups))?;
         }
         Output::Table if groups.is_empty() => nothing(&filter)?,
         Output::Table => {
             say!("{}", groups_as_table(&groups))?;
-            if filter.state == Some(LetterState::Parked) {
+            let mut commands =
+                groups.iter().filter_map(|(state, it)| command(*state, it, &filter)).peekable();
+            if commands.peek().is_some() {
                 say!("\nOnce mended, this sends them back:")?;
-                for it in &groups {
-                    say!("  {}", retry_command(&it.worker, &it.cause_class, &filter))?;
-                }
             }
+            commands.try_for_each(|it| say!("  {it}"))?;
         }
     }
     Ok(())
+}
+
+/// Letters by state, worker and cause.
+pub(super) async fn groups(
+    store: &Store,
+    filter: &LetterFilter,
+) -> anyhow::Result<Vec<(LetterState, LetterGroup)>> {
+    let mut groups = Vec::new();
+    for state in LetterState::ALL {
+        if filter.state.is_none_or(|it| it == state) {
+            let filter = LetterFilter { state: Some(state), ..filter.clone() };
+            let found = store.letter_groups(&filter).await.context(UNREADABLE)?;
+            groups.extend(found.into_iter().map(|it| (state, it)));
+        }
+    }
+    Ok(groups)
+}
+
+/// What sends a group back, if it can be.
+fn command(state: LetterState, group: &LetterGroup, listed: &LetterFilter) -> Option<String> {
+    let is_parked = state == LetterState::Parked;
+    is_parked.then(|| retry_command(&group.worker, &group.cause_class, listed))
 }
 
 pub(super) const UNREADABLE: &str = "could not read the dead letters";
@@ -104,12 +126,14 @@ fn nothing(filter: &LetterFilter) -> io::Result<()> {
     say!("there is no dead letter{state}")
 }
 
-pub(super) fn groups_as_table(groups: &[LetterGroup]) -> Table {
+pub(super) fn groups_as_table(groups: &[(LetterState, LetterGroup)]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
-    table.set_header(["worker", "cause", "letters", "oldest", "newest", "the newest error"]);
-    for it in groups {
+    let header = ["state", "worker", "cause", "letters", "oldest", "newest", "the newest error"];
+    table.set_header(header);
+    for (state, it) in groups {
         table.add_row([
+            state.to_string(),
             it.worker.clone(),
             it.cause_class.clone(),
             it.count.to_string(),
@@ -118,22 +142,22 @@ pub(super) fn groups_as_table(groups: &[LetterGroup]) -> Table {
             it.sample_error.clone(),
         ]);
     }
-    if let Some(count) = table.column_mut(2) {
+    if let Some(count) = table.column_mut(3) {
         count.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
 
-fn group_as_json(group: &LetterGroup, filter: &LetterFilter) -> Value {
+fn group_as_json(state: LetterState, group: &LetterGroup, filter: &LetterFilter) -> Value {
     json!({
+        "state": state.as_str(),
         "worker": group.worker,
         "cause": group.cause_class,
         "letters": group.count,
         "oldest": at(group.oldest),
         "newest": at(group.newest),
         "error": group.sample_error,
-        "retry": (filter.state == Some(LetterState::Parked))
-            .then(|| retry_command(&group.worker, &group.cause_class, filter)),
+        "retry": command(state, group, filter),
     })
 }
 

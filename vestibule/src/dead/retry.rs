@@ -71,7 +71,7 @@ pub(super) async fn retry(
     let plan = Plan::make(store, selection).await?;
     let paused = store.paused_workers().await.context("could not read which workers are paused")?;
     let configured: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
-    let workers = plan.groups.iter().map(|it| it.worker.as_str());
+    let workers = plan.groups.iter().map(|(_, it)| it.worker.as_str());
     for warning in warnings(workers, &configured, &paused) {
         eprintln!("warning: {warning}");
     }
@@ -168,7 +168,7 @@ async fn tell(store: &Store, plan: &Plan, sent: &Sent) -> anyhow::Result<()> {
             ids.join(", ")
         )?;
     }
-    say!("{} still parked", letters(plan.still_parked(store).await?))?;
+    say!("{} of those that fit are still parked", plan.still_parked(store).await?)?;
     say!("`vestibule dead list --letters --state retrying` shows what is not delivered yet")?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use vestibule_store::{LetterFilter, LetterGroup, LetterState, Store};
 
 use super::{
-    list::{UNREADABLE, groups_as_table},
+    list::{UNREADABLE, groups, groups_as_table},
     say,
     selection::{Selection, answer},
 };
@@ -17,7 +17,7 @@ use crate::{cli::Output, simulate};
 /// What a command is about to touch.
 pub(super) struct Plan {
     filter: LetterFilter,
-    pub(super) groups: Vec<LetterGroup>,
+    pub(super) groups: Vec<(LetterState, LetterGroup)>,
     /// How many letters are parked and meant.
     pub(super) parked: u64,
     /// How many of them are touched, the oldest.
@@ -27,8 +27,8 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) async fn make(store: &Store, selection: &Selection) -> anyhow::Result<Self> {
         let filter = selection.filter(OffsetDateTime::now_utc());
-        let groups = store.letter_groups(&filter).await.context(UNREADABLE)?;
-        let parked: u64 = groups.iter().map(|it| it.count).sum();
+        let groups = groups(store, &filter).await?;
+        let parked = sum(&groups);
         // A number that is mistyped must not be passed over.
         let strangers = not_parked(store, &selection.letters).await?;
         if !strangers.is_empty() {
@@ -40,8 +40,7 @@ impl Plan {
 
     /// How many of the letters that fit are parked now.
     pub(super) async fn still_parked(&self, store: &Store) -> anyhow::Result<u64> {
-        let groups = store.letter_groups(&self.filter).await.context(UNREADABLE)?;
-        Ok(groups.iter().map(|it| it.count).sum())
+        Ok(sum(&groups(store, &self.filter).await?))
     }
 
     /// Shows what is meant and says whether to go on; `verb` as in "send back".
@@ -70,6 +69,10 @@ impl Plan {
         }
         Ok(go)
     }
+}
+
+fn sum(groups: &[(LetterState, LetterGroup)]) -> u64 {
+    groups.iter().map(|(_, it)| it.count).sum()
 }
 
 async fn not_parked(store: &Store, named: &[i64]) -> anyhow::Result<Vec<String>> {
