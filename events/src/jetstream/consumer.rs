@@ -143,6 +143,9 @@ impl Durable {
         let pull = self.pull.as_mut()?;
         let silence = pull.heard + SILENCE_MAX;
         let cause = tokio::select! {
+            // What has come counts before what did not: a worker that was busy for long has heard
+            // nothing meanwhile because it did not listen.
+            biased;
             message = pull.inbox.next() => match message {
                 Some(message) => {
                     pull.heard = Instant::now();

@@ -400,6 +400,34 @@ async fn a_consumer_that_hears_nothing_is_rebuilt_and_counted() -> anyhow::Resul
 }
 
 #[tokio::test]
+async fn a_worker_that_was_busy_takes_what_came_meanwhile() -> anyhow::Result<()> {
+    let nats = Nats::start().await?;
+    let log = provisioned(&nats).await?;
+    let mut registry = Registry::default();
+    log.register(&mut registry);
+    for n in 0..10 {
+        log.append(event(&n.to_string())).await?;
+    }
+    let mut consumer = log.consumer(spec("worker")).await?;
+    next(&mut consumer).await?.acknowledge.ack().await?;
+
+    // For longer than silence may last, nobody listens.
+    let stream = operator(&nats).await?.get_stream("SIGNUPS").await?;
+    eventually(LIMIT, "the pull is over", async || {
+        anyhow::Ok(stream.consumer_info("worker").await?.num_waiting == 0)
+    })
+    .await?;
+
+    for _ in 1..10 {
+        let delivery = next(&mut consumer).await?;
+        assert_eq!(delivery.deliveries, 1, "handed back and delivered again");
+        delivery.acknowledge.ack().await?;
+    }
+    assert_eq!(metric(&registry, "stream_consumer_rebuilds_total"), 0.0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_a_dropped_consumer_had_fetched_goes_to_the_next_at_once() -> anyhow::Result<()> {
     let nats = Nats::start().await?;
     let log = provisioned(&nats).await?;
