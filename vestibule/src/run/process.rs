@@ -23,7 +23,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     task::{self, JoinError, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -70,7 +70,6 @@ impl Stage {
         Duration::from_secs(match self {
             // Longer than most attempts take that end at all.
             Self::Workers => 15,
-            // Whoever waits for longer has been given up by the platform.
             Self::Connector => 5,
             // What is on its way to a stream that does not answer is sent again by the next start,
             // under the same message id; meanwhile calls wait.
@@ -342,7 +341,7 @@ impl Process {
         let stop = Stop { leave: self.leave.clone(), end: self.stop_of(Stage::Connector) };
         let limits = ServerLimits {
             max_connections: open_files::connections(),
-            drain: Stage::Connector.limit(),
+            drain: Stage::Workers.limit() + Stage::Connector.limit(),
             ..ServerLimits::default()
         };
         self.spawn(Stage::Connector, "connector", Without::Ends, async move {
@@ -422,10 +421,13 @@ impl Process {
         // Load balancers have to see that and turn to others before nobody answers here.
         self.leave.cancel();
         let drain = if self.runs(Stage::Connector) { self.drain } else { Duration::ZERO };
-        tokio::join!(sleep(drain), self.finish(Stage::Workers));
-        self.finish(Stage::Connector).await;
-        self.finish(Stage::Behind).await;
-        self.finish(Stage::Admin).await;
+        let began = Instant::now();
+        tokio::join!(sleep(drain), self.finish(Stage::Workers, Stage::Workers.limit()));
+        // An answer may have a deadline of many seconds; what the workers did not need is for it.
+        let unused = Stage::Workers.limit().saturating_sub(began.elapsed());
+        self.finish(Stage::Connector, Stage::Connector.limit() + unused).await;
+        self.finish(Stage::Behind, Stage::Behind.limit()).await;
+        self.finish(Stage::Admin, Stage::Admin.limit()).await;
         self.tasks.abort_all();
         if let Some(log) = self.log.take() {
             match timeout(CLOSE_LIMIT, log.close()).await {
@@ -437,9 +439,9 @@ impl Process {
     }
 
     /// Tells a stage to stop, and waits until it has or its time is over.
-    async fn finish(&mut self, stage: Stage) {
+    async fn finish(&mut self, stage: Stage, limit: Duration) {
         self.stops[stage as usize].cancel();
-        let ended = timeout(stage.limit(), async {
+        let ended = timeout(limit, async {
             while self.runs(stage) {
                 self.next_ended().await;
             }
