@@ -393,7 +393,7 @@ async fn append(
         tokio::spawn(async move { log.append(event).await });
         return Ok(Appended { stored, duplicate: false });
     }
-    let id = event.id;
+    let (id, person) = (event.id, event.person.clone());
     let span = Span::part("append");
     span.set("vestibule.event", &id);
     let append = tokio::spawn(async move {
@@ -414,7 +414,7 @@ async fn append(
             // Why, for the first ones; while it lasts only the counter moves.
             if !api.storage_fails.load(Ordering::Relaxed) {
                 let error: &dyn std::error::Error = &error;
-                warn!(event = %id, error, "could not store an event");
+                warn!(event = %id, %person, error, "could not store an event");
             }
             Err(failure)
         }

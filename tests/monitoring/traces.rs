@@ -136,6 +136,22 @@ async fn an_attempt_that_comes_late_is_a_trace_of_its_own_with_a_link() -> anyho
 }
 
 #[tokio::test]
+async fn a_lookup_that_fails_is_a_part_of_the_decision() -> anyhow::Result<()> {
+    let collector = Collector::start().await?;
+    let mut site = Site::new(super::EVERYTHING)?;
+    trace_to(&mut site, &collector.url);
+    let up = site.up().await?;
+
+    assert_eq!(sign_up(&up.base, &json!({ "email": "ada@example.com" })).await?, 200);
+    let lookup = collector.named("lookup", 1).await?.remove(0);
+    let decide = collector.named("decide", 1).await?.remove(0);
+
+    assert_eq!((&lookup.parent, &*lookup.trace, lookup.failed), (&decide.id, TRACE, true));
+    assert_eq!(lookup.attributes["vestibule.lookup"], "crm");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_collector_that_is_away_costs_its_spans_and_nothing_else() -> anyhow::Result<()> {
     let mut site = Site::new("")?;
     trace_to(&mut site, &format!("http://127.0.0.1:{}", vestibule_testkit::free_port()));

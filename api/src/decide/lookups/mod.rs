@@ -30,6 +30,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tracing::{info, warn};
+use vestibule_events::trace::Span;
 
 pub use self::{
     answers::CacheSettings,
@@ -337,6 +338,8 @@ impl Lookup {
         if let Some(fresh) = self.0.peek(&key) {
             return Ok(fresh);
         }
+        let span = Span::part("lookup");
+        span.set("vestibule.lookup", &self.0.name);
         let deadline = deadline.min(Instant::now() + self.0.time_limit);
         let mut flight = self.0.board(key, arguments);
         let landed = timeout_at(deadline, flight.wait_for(Option::is_some)).await;
@@ -349,6 +352,10 @@ impl Lookup {
         let outcome = outcome
             .map(|answer| Fetched { answer, from: AnswerFrom::Source })
             .or_else(|failure| self.0.make_do(&key, failure));
+        match &outcome {
+            Ok(fetched) => span.set("vestibule.from", &fetched.from.as_str()),
+            Err(failure) => span.failed(failure.as_str()),
+        }
         self.0.counters.count(&outcome);
         outcome
     }
