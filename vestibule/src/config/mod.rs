@@ -382,6 +382,7 @@ mod tests {
         assert_eq!(config.data, Path::new("./data"));
         assert_eq!(config.listen.connector.to_string(), "127.0.0.1:7171");
         assert_eq!(config.listen.admin.to_string(), "127.0.0.1:7172");
+        assert_eq!(config.listen.drain, Duration::from_millis(500));
         assert_eq!(config.log.answer_after, AnswerAfter::Disk);
         assert_eq!(config.log.duplicate_window, Duration::from_secs(600));
         assert_eq!(config.log.refusal_window, Duration::from_secs(30));
@@ -443,6 +444,15 @@ mod tests {
         let error = parse(&source).unwrap_err();
         let keys: Vec<_> = error.complaints.iter().map(|it| it.key.as_str()).collect();
         assert_eq!(keys, ["data", "listen.admin", "connectors.partners.rules[1].steps"]);
+    }
+
+    #[test]
+    fn a_drain_beyond_the_limit_of_a_stop_is_complained_of() {
+        let complaints = complaints("[listen]", "[listen]\ndrain = \"16s\"");
+        assert!(
+            complaints.contains("listen.drain: must not be longer than \"15s\""),
+            "{complaints}"
+        );
     }
 
     #[test]
