@@ -150,6 +150,7 @@ impl Desk {
                     debug!(
                         worker = self.name(),
                         event = %task.event.id,
+                        person = %task.event.person,
                         ?standing,
                         "the log gave an event again that is settled"
                     );
@@ -348,6 +349,7 @@ impl Desk {
                 warn!(
                     worker = self.name(),
                     event = %task.event.id,
+                    person = %task.event.person,
                     error,
                     "could not note that an event is done; it comes again and changes nothing"
                 );
@@ -404,6 +406,7 @@ impl Desk {
                 debug!(
                     worker = self.name(),
                     event = %attempt.event_id,
+                    %person,
                     ?standing,
                     "an attempt failed at an event that was settled meanwhile"
                 );
@@ -416,8 +419,9 @@ impl Desk {
         let Fate::MayPass { after } = fate else { return AfterFailure::Park };
         let mut retry = self.settings.retry;
         if !counts {
-            // What costs no try cannot have been the last one.
+            // What costs no try cannot have been the last one, however long its target is away.
             retry.tries = u32::MAX;
+            retry.max_age = Duration::MAX;
         }
         let now = OffsetDateTime::now_utc();
         let failing_for = (now - failures.first_at).try_into().unwrap_or_default();

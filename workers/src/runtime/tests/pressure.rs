@@ -56,6 +56,26 @@ async fn an_outage_burns_a_handful_of_tries_and_heals_by_itself() -> anyhow::Res
 }
 
 #[tokio::test]
+async fn no_event_grows_too_old_while_its_target_is_down() -> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    stage.sign_ups(1).await?;
+    let down = Arc::new(AtomicBool::new(true));
+    let worker = reaching(&down);
+    let mut settings = WorkerSettings { breaker: BREAKER, ..settings(100) };
+    settings.breaker.failures = 1;
+    settings.retry.max_age = Duration::from_secs(2);
+
+    let began = Instant::now();
+    let running = stage.start(worker, settings);
+    eventually(LIMIT, "it is too old", async || began.elapsed() > Duration::from_secs(3)).await?;
+    assert_eq!(dead_letters(&stage).await?, []);
+    down.store(false, Ordering::SeqCst);
+    let metrics = running.metrics(SCRIPTED);
+    eventually(LIMIT, "it is done", async || metrics.done.get() == 1).await?;
+    running.stop().await
+}
+
+#[tokio::test]
 async fn a_target_that_is_down_sees_one_probe_at_a_time() -> anyhow::Result<()> {
     let stage = Stage::open().await?;
     stage.sign_ups(100).await?;
