@@ -301,11 +301,14 @@ impl Verifier {
         forms.0.iter().filter(|(key, form)| form.accepted && !seen.contains(key)).count()
     }
 
-    /// Whether no delivery is under way, as far as we may know.
+    /// Whether no delivery is under way and nothing waits for another attempt, as far as we may
+    /// know.
     async fn is_quiet(&self) -> bool {
         for worker in &self.workers {
-            if let Ok(Some(backlog)) = self.log.backlog(worker.name).await
-                && !backlog.is_empty()
+            let backlog = self.log.backlog(worker.name).await;
+            let waits = self.store.next_retry(worker.name).await;
+            if backlog.is_ok_and(|it| it.is_some_and(|it| !it.is_empty()))
+                || waits.is_ok_and(|it| it.is_some())
             {
                 return false;
             }
