@@ -9,6 +9,7 @@
 //! the same sign-ups; which thread comes first is not ours to say.
 
 mod checker;
+mod clock;
 mod disk;
 mod journal;
 mod plan;

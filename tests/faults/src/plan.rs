@@ -73,6 +73,9 @@ pub enum Kind {
     /// Half-open: connections stay and nothing passes.
     Silence(Link),
     Slow(Link),
+    /// The wall clock jumps so far, and back after a while.
+    ClockAhead(Part),
+    ClockBehind(Part),
     /// Where the connector keeps its log; embedded, the store too.
     FullDisk,
     /// The stream delivers again, and out of order, what was acknowledged.
@@ -137,7 +140,9 @@ impl Topology {
     /// All that can happen to such a set-up.
     #[must_use]
     pub fn kinds(self) -> Vec<Kind> {
-        use Kind::{Cut, FullDisk, Kill, Pause, Redeliver, Silence, Slow, Target};
+        use Kind::{
+            ClockAhead, ClockBehind, Cut, FullDisk, Kill, Pause, Redeliver, Silence, Slow, Target,
+        };
         let mut parts = vec![Part::Connector];
         let mut links = vec![Link::PlatformToConnector, Link::NotifyToTarget];
         let mut kinds = vec![FullDisk];
@@ -151,6 +156,10 @@ impl Topology {
         }
         for part in parts {
             kinds.extend([Kill(part), Pause(part)]);
+            // What servers make of the time is not ours.
+            if !matches!(part, Part::Nats | Part::Postgres) {
+                kinds.extend([ClockAhead(part), ClockBehind(part)]);
+            }
         }
         for link in links {
             kinds.extend([Cut(link), Silence(link), Slow(link)]);
@@ -211,6 +220,8 @@ impl fmt::Display for Kind {
             Self::Cut(link) => write!(f, "cut {link}"),
             Self::Silence(link) => write!(f, "silence {link}"),
             Self::Slow(link) => write!(f, "slow {link}"),
+            Self::ClockAhead(part) => write!(f, "clock ahead {part}"),
+            Self::ClockBehind(part) => write!(f, "clock behind {part}"),
             Self::FullDisk => f.write_str("full disk"),
             Self::Redeliver(worker) => write!(f, "deliver again to {}", worker.as_str()),
             Self::Target(mood) => write!(f, "target {}", format!("{mood:?}").to_lowercase()),

@@ -19,6 +19,7 @@ use vestibule_testkit::{
 };
 
 use crate::{
+    clock::Clocks,
     disk::Disk,
     journal::{Entry, Journal},
     plan::{Fault, Kind, Link, Mood, Part, Topology, Worker},
@@ -33,6 +34,9 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// By how much a slow network is slow.
 const SLOWNESS: Duration = Duration::from_millis(120);
+
+/// How far clocks jump. Less than the window of refusals: a repeated call is no longer one beyond it.
+const JUMP_SECONDS: i64 = 20;
 
 /// How often we look whether a process has ended by itself, as a supervisor does.
 const LOOK: Duration = Duration::from_millis(200);
@@ -64,6 +68,8 @@ pub(crate) struct System {
     postgres_port: Option<u16>,
     disk: Option<Disk>,
     full: Mutex<()>,
+    clocks: Clocks,
+    jump: Mutex<()>,
     target: Target,
     mood: Mutex<()>,
     journal: Arc<Journal>,
@@ -121,6 +127,8 @@ impl System {
             postgres_port,
             disk,
             full: Mutex::new(()),
+            clocks: Clocks::build(folder.path())?,
+            jump: Mutex::new(()),
             target,
             mood: Mutex::new(()),
             journal,
@@ -280,7 +288,9 @@ impl System {
 
     fn spawn(&self, part: Part, slot: &mut Slot) -> anyhow::Result<()> {
         self.bury(part, slot)?;
-        let mut process = Process::spawn(self.command().args(self.arguments(part)))?;
+        let mut command = self.command();
+        self.clocks.give(&part.to_string(), &mut command)?;
+        let mut process = Process::spawn(command.args(self.arguments(part)))?;
         process.quiet();
         slot.process = Some(process);
         slot.starts += 1;
@@ -348,6 +358,8 @@ impl System {
             Kind::Cut(link) => self.weather(link, Weather::Cut, fault.lasts).await,
             Kind::Silence(link) => self.weather(link, Weather::Silent, fault.lasts).await,
             Kind::Slow(link) => self.weather(link, Weather::Slow(SLOWNESS), fault.lasts).await,
+            Kind::ClockAhead(part) => self.jump(part, JUMP_SECONDS, fault.lasts).await?,
+            Kind::ClockBehind(part) => self.jump(part, -JUMP_SECONDS, fault.lasts).await?,
             Kind::FullDisk => {
                 let Some(disk) = &self.disk else { return Ok(false) };
                 let _one_at_a_time = self.full.lock().await;
@@ -429,6 +441,13 @@ impl System {
             }
         }
         Ok(())
+    }
+
+    async fn jump(&self, part: Part, seconds: i64, lasts: Duration) -> anyhow::Result<()> {
+        let _one_at_a_time = self.jump.lock().await;
+        self.clocks.set(&part.to_string(), seconds)?;
+        sleep(lasts).await;
+        self.clocks.set(&part.to_string(), 0)
     }
 
     async fn weather(&self, link: Link, weather: Weather, lasts: Duration) {
