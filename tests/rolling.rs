@@ -1,7 +1,6 @@
 //! Restarts under load: no call fails, no effect is missing, none is there twice.
 //!
-//! `VESTIBULE_ROLLING_RATE` names the sign-ups a second; what the release build bears is in
-//! `docs/rolling-restarts.md`.
+//! `VESTIBULE_ROLLING_RATE` names the sign-ups a second, 100 if it does not.
 
 use std::{
     collections::BTreeSet,
