@@ -21,8 +21,9 @@ use crate::{
     readings::{Event, Readings},
 };
 
-/// What the way to the connector and back may take, and the platform's own work.
-const GRACE: Duration = Duration::from_millis(150);
+/// What the way to the connector and back may take, and the platform's own work, on a machine where
+/// servers, workers and platform share two cores.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// What was counted, and what should not be so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
