@@ -222,6 +222,7 @@ impl Running {
 pub(crate) struct Scripted {
     act: Box<dyn Fn(Task) -> BoxFuture<'static, Result<(), HandleError>> + Send + Sync>,
     pub(crate) seen: Arc<Mutex<Vec<Uuid>>>,
+    pub(crate) has_one_target: bool,
 }
 
 pub(crate) const SCRIPTED: &str = "scripted";
@@ -231,7 +232,8 @@ impl Scripted {
     where
         F: Future<Output = Result<(), HandleError>> + Send + 'static,
     {
-        Self { act: Box::new(move |task| Box::pin(act(task))), seen: Arc::default() }
+        let act = Box::new(move |task| Box::pin(act(task)) as BoxFuture<'static, _>);
+        Self { act, seen: Arc::default(), has_one_target: true }
     }
 }
 
@@ -250,6 +252,10 @@ impl Worker for Scripted {
     async fn handle(&self, task: &Task) -> Result<(), HandleError> {
         self.seen.lock().unwrap().push(task.event.id);
         (self.act)(task.clone()).await
+    }
+
+    fn has_one_target(&self) -> bool {
+        self.has_one_target
     }
 }
 

@@ -154,7 +154,7 @@ impl Accounts {
             if let Some(rest) = self.settling.checked_sub(rested).filter(|it| !it.is_zero()) {
                 return Err(HandleError::Retry {
                     source: anyhow!("the invitation before this one may still show its effect"),
-                    cause: Cause::Unavailable,
+                    cause: Cause::NotYet,
                     after: Some(rest),
                 });
             }
@@ -209,7 +209,7 @@ impl Accounts {
         let passes = matches!(error.problem, Problem::NotFound | Problem::Conflict(_));
         let waited = now() - since;
         if passes && waited < self.replication_window {
-            return Err(HandleError::retry(Cause::Unavailable, error));
+            return Err(HandleError::retry(Cause::NotYet, error));
         }
         if matches!(error.problem, Problem::Conflict(_)) {
             let source = anyhow::Error::from(error).context(

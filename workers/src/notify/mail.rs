@@ -32,6 +32,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// the message: once the password is mended, the same event goes through.
 const NOT_LET_IN: [u16; 4] = [530, 534, 535, 538];
 
+/// The codes with which a server puts off one message (RFC 5321, and greylisting) while it takes
+/// others.
+const PUT_OFF: [u16; 2] = [450, 451];
+
 type Transport = AsyncSmtpTransport<Tokio1Executor>;
 
 /// A mail server, and who writes to whom over it.
@@ -146,6 +150,8 @@ fn judge(error: &smtp::Error, beyond_ascii: bool) -> HandleError {
         let source = anyhow!("the mail server answered {code}");
         return if error.is_permanent() && !NOT_LET_IN.contains(&code) {
             HandleError::park(Cause::Refused, source)
+        } else if PUT_OFF.contains(&code) {
+            HandleError::retry(Cause::NotYet, source)
         } else {
             HandleError::retry(Cause::Unavailable, source)
         };

@@ -156,6 +156,10 @@ impl Worker for Notify {
         .await;
         outcomes.into_iter().fold(Ok(()), worst)
     }
+
+    fn has_one_target(&self) -> bool {
+        self.channels.len() < 2
+    }
 }
 
 /// Whether somebody tried again whose request is open: approvers know of it already.

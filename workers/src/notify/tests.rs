@@ -251,7 +251,7 @@ async fn a_mail_server_may_refuse_for_now_or_for_good() -> anyhow::Result<()> {
     };
     assert_eq!(format!("{source:#}"), "channel `person`: the mail server answered 550");
     let greylisted = told().await;
-    let Err(HandleError::Retry { source, cause: Cause::Unavailable, .. }) = greylisted else {
+    let Err(HandleError::Retry { source, cause: Cause::NotYet, .. }) = greylisted else {
         panic!("{greylisted:?}");
     };
     assert_eq!(format!("{source:#}"), "channel `person`: the mail server answered 451");

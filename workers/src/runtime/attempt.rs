@@ -53,7 +53,8 @@ pub(super) struct Desk {
     pub(super) leases: Leases,
     /// Something is due in the store sooner than whoever looks there expects.
     pub(super) due_sooner: Notify,
-    /// Something of this worker is set aside in the store, so an event may be one of those.
+    /// Something of this worker is set aside in the store, or may be while nobody has counted, so an
+    /// event may be one of those.
     pub(super) sets_aside: AtomicBool,
     /// When the event of the log happened whose handling began last, in seconds since 1970; 0
     /// before it.
@@ -119,7 +120,7 @@ impl Desk {
             gate,
             leases: Leases::default(),
             due_sooner: Notify::new(),
-            sets_aside: AtomicBool::new(false),
+            sets_aside: AtomicBool::new(true),
             last_begun: AtomicI64::new(0),
             seats,
             bucket,
@@ -171,7 +172,7 @@ impl Desk {
                 span.failed(word_for(error));
             }
             let took = began.elapsed();
-            let counts = pass.ended(sign_of(&outcome));
+            let counts = pass.ended(self.sign_of(&outcome));
             // The next attempt need not wait until this one is noted; the same person's must.
             drop(seat);
             self.metrics.seconds.observe(took.as_secs_f64());
@@ -335,6 +336,16 @@ impl Desk {
         }
     }
 
+    fn sign_of(&self, outcome: &Result<(), HandleError>) -> Sign {
+        match outcome {
+            Ok(()) => Sign::Answered,
+            Err(_) if !self.worker.has_one_target() => Sign::Nothing,
+            Err(HandleError::Retry { cause, after, .. }) => Sign::of(*cause, *after),
+            Err(HandleError::Park { cause, .. }) => Sign::of(*cause, None),
+            Err(HandleError::StoreUnavailable(_)) => Sign::Nothing,
+        }
+    }
+
     async fn done(&self, task: &Task, held: &Held) {
         self.store_answers();
         match held {
@@ -426,7 +437,11 @@ impl Desk {
         let now = OffsetDateTime::now_utc();
         let failing_for = (now - failures.first_at).try_into().unwrap_or_default();
         let pause = retry.pause_after(failures.count.max(1), failing_for, after);
-        pause.map_or(AfterFailure::Park, |it| AfterFailure::Retry { due_at: now + it })
+        let Some(pause) = pause else { return AfterFailure::Park };
+        // Whoever probed in vain lets another event probe next: maybe it alone is what fails.
+        let behind_others = self.gate.shut_for().map(|it| it + self.rhythm.poll);
+        let pause = if counts { pause } else { pause.max(behind_others.unwrap_or_default()) };
+        AfterFailure::Retry { due_at: now + pause }
     }
 
     fn parked(&self, cause: &str, error: &str, sequence: u64, about: Option<(Uuid, &Person)>) {
@@ -533,15 +548,6 @@ fn word_for(error: &HandleError) -> &'static str {
     match error {
         HandleError::Retry { cause, .. } | HandleError::Park { cause, .. } => cause.as_str(),
         HandleError::StoreUnavailable(_) => "store",
-    }
-}
-
-fn sign_of(outcome: &Result<(), HandleError>) -> Sign {
-    match outcome {
-        Ok(()) => Sign::Answered,
-        Err(HandleError::Retry { cause, after, .. }) => Sign::of(*cause, *after),
-        Err(HandleError::Park { cause, .. }) => Sign::of(*cause, None),
-        Err(HandleError::StoreUnavailable(_)) => Sign::Nothing,
     }
 }
 

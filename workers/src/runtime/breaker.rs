@@ -68,7 +68,7 @@ impl Sign {
             Cause::Unavailable | Cause::Timeout | Cause::Throttled | Cause::NotPermitted => {
                 Self::Failed { asked }
             }
-            Cause::Refused | Cause::InvalidRecipient => Self::Answered,
+            Cause::NotYet | Cause::Refused | Cause::InvalidRecipient => Self::Answered,
             Cause::InvalidTemplate | Cause::InvalidRule | Cause::Undecodable | Cause::Panic => {
                 Self::Nothing
             }

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::watch, time::sleep_until};
@@ -105,6 +105,15 @@ impl Gate {
         self.changed.send_replace(());
     }
 
+    /// How long the target is left alone from now on, if it is.
+    pub(super) fn shut_for(&self) -> Option<Duration> {
+        let now = Instant::now();
+        match self.state().breaker.flow(now) {
+            Flow::Shut { until } => Some(until.saturating_duration_since(now)),
+            Flow::Free | Flow::Probe { .. } => None,
+        }
+    }
+
     fn ended(&self, was_probe: bool, sign: Sign) -> bool {
         let now = Instant::now();
         let mut state = self.state();
@@ -194,8 +203,6 @@ impl Drop for Pass<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::FutureExt;
 
     use super::*;

@@ -138,6 +138,12 @@ pub trait Worker: fmt::Debug + Send + Sync + 'static {
 
     /// One attempt at one event. Dropped when the attempt takes too long.
     async fn handle(&self, task: &Task) -> Result<(), HandleError>;
+
+    /// Whether all its events go to one target. If not, the worker is never left alone because a
+    /// target is down: that would hold up the others.
+    fn has_one_target(&self) -> bool {
+        true
+    }
 }
 
 /// An event to be handled.
@@ -206,6 +212,9 @@ pub enum Cause {
     /// The other side does not let us in, or does not permit what we ask: somebody must mend the
     /// set-up, and no event is to blame.
     NotPermitted,
+    /// The other side answers, and cannot do this yet: it has not replicated what this needs, or a
+    /// mailbox is busy.
+    NotYet,
     /// The other side, or the store, refuses this event.
     Refused,
     /// There is no usable address to send to.
@@ -229,6 +238,7 @@ impl Cause {
             Self::Timeout => "timeout",
             Self::Throttled => "throttled",
             Self::NotPermitted => "not-permitted",
+            Self::NotYet => "not-yet",
             Self::Refused => "refused",
             Self::InvalidRecipient => "invalid-recipient",
             Self::InvalidTemplate => "invalid-template",

@@ -130,7 +130,14 @@ async fn hear_once(
     count: bool,
 ) -> Result<(), StoreError> {
     if count {
-        let set_aside = store.set_aside(desk.name()).await?;
+        // Whether the worker is paused must be heard all the same.
+        let set_aside = match store.set_aside(desk.name()).await {
+            Ok(set_aside) => set_aside,
+            Err(error) => {
+                desk.gate.set_paused(store.paused(desk.name()).await?.is_some());
+                return Err(error);
+            }
+        };
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         desk.metrics.retries.set(gauge(set_aside.retries));
         desk.metrics.dead_letters.set(gauge(set_aside.parked));

@@ -353,7 +353,12 @@ async fn take_due(
         let now = OffsetDateTime::now_utc();
         let limit = u32::try_from(places.num_permits()).unwrap_or(1);
         let lease = desk.settings.ack_wait;
-        for retry in store.claim_retries(desk.name(), now, lease, limit).await? {
+        let claimed = store.claim_retries(desk.name(), now, lease, limit).await?;
+        if claimed.is_empty() {
+            // Another process has what is due in its hands, maybe for long: look again later.
+            return Ok(None);
+        }
+        for retry in claimed {
             let place = places.split(1).expect("no more are claimed than there are places");
             begin_again(desk, hands, place, retry);
         }

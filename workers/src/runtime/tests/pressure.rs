@@ -19,6 +19,8 @@ const BREAKER: BreakerPolicy = BreakerPolicy {
     max_pause: Duration::from_millis(20),
 };
 
+const PROBE_PAUSE: Duration = Duration::from_millis(300);
+
 /// A worker whose target is down while the flag says so.
 fn reaching(down: &Arc<AtomicBool>) -> Scripted {
     let down = down.clone();
@@ -52,6 +54,47 @@ async fn an_outage_burns_a_handful_of_tries_and_heals_by_itself() -> anyhow::Res
     assert_eq!(dead_letters(&stage).await?, []);
     let done: HashSet<_> = seen.lock().unwrap().iter().copied().collect();
     assert!(events.iter().all(|it| done.contains(&it.id)));
+    running.stop().await
+}
+
+#[tokio::test]
+async fn an_event_that_always_fails_does_not_keep_the_probe_from_others() -> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    let bad = stage.sign_ups(1).await?.remove(0).id;
+    let worker = Scripted::new(move |task| {
+        let is_bad = task.event.id == bad;
+        async move { if is_bad { Err(later()) } else { Ok(()) } }
+    });
+    let seen = worker.seen.clone();
+    let breaker = BreakerPolicy { failures: 1, pause: PROBE_PAUSE, max_pause: PROBE_PAUSE };
+    let running = stage.start(worker, WorkerSettings { breaker, ..settings(u32::MAX) });
+    let metrics = running.metrics(SCRIPTED);
+    for done in 1..=5 {
+        eventually(LIMIT, "it is left alone", async || metrics.breaker.get() == 2).await?;
+        let probes = seen.lock().unwrap().len();
+        stage.sign_ups(1).await?;
+        eventually(LIMIT, "the other one is done", async || metrics.done.get() == done).await?;
+        let probes = seen.lock().unwrap().len() - probes;
+        assert!(probes <= 3, "it took {probes} attempts until a good event had its turn");
+    }
+    running.stop().await
+}
+
+#[tokio::test]
+async fn a_worker_with_several_targets_goes_on_while_one_is_down() -> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    let events = stage.sign_ups(60).await?;
+    let down: HashSet<_> = events.iter().take(30).map(|it| it.id).collect();
+    let mut worker = Scripted::new(move |task| {
+        let is_down = down.contains(&task.event.id);
+        async move { if is_down { Err(later()) } else { Ok(()) } }
+    });
+    worker.has_one_target = false;
+    let breaker = BreakerPolicy { failures: 5, pause: LONG, max_pause: LONG };
+    let running = stage.start(worker, WorkerSettings { breaker, ..settings(u32::MAX) });
+    let metrics = running.metrics(SCRIPTED);
+    eventually(LIMIT, "the others are done", async || metrics.done.get() == 30).await?;
+    assert_eq!(metrics.breaker.get(), 0);
     running.stop().await
 }
 
