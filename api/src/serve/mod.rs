@@ -11,7 +11,15 @@
 
 mod tls;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -205,14 +213,18 @@ impl Server {
         connection: Connection,
     ) {
         let leave = self.stop.leave.clone();
+        let under_way = Arc::new(AtomicUsize::new(0));
+        let (begun, ended) = (Arc::clone(&under_way), Arc::clone(&under_way));
         let service = self
             .router
             .clone()
             .map_request(move |mut request: Request<Incoming>| {
+                begun.fetch_add(1, Ordering::Relaxed);
                 request.extensions_mut().insert(connection.clone());
                 request.map(Body::new)
             })
             .map_response(move |mut response: Response| {
+                ended.fetch_sub(1, Ordering::Relaxed);
                 if leave.is_cancelled() {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -227,7 +239,14 @@ impl Server {
             served = serving.as_mut() => served,
             () = self.stop.hangs_up(self.limits.silence) => {
                 serving.as_mut().graceful_shutdown();
-                serving.await
+                loop {
+                    match timeout(HALF_SENT, serving.as_mut()).await {
+                        Ok(served) => break served,
+                        // Nobody waits for an answer here: half a head is all that was sent.
+                        Err(_) if under_way.load(Ordering::Relaxed) == 0 => return,
+                        Err(_) => {}
+                    }
+                }
             }
         };
         if let Err(error) = served {
@@ -266,6 +285,9 @@ async fn next(
 
 /// Enough for a slow network, and short of what a caller would wait for an answer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// So long a stop waits for the rest of a request's head.
+const HALF_SENT: Duration = Duration::from_secs(1);
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 

@@ -114,6 +114,24 @@ async fn a_header_that_does_not_come_to_its_end_is_not_waited_for() -> anyhow::R
 }
 
 #[tokio::test]
+async fn a_stop_does_not_wait_for_the_rest_of_a_header() -> anyhow::Result<()> {
+    let limits = ServerLimits { header_timeout: LONG * 2, ..ServerLimits::default() };
+    let server = Server::start(hello(), limits).await?;
+    let mut connection = server.connect().await?;
+    connection.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").await?;
+    // What was sent before has been read when this one has its answer.
+    let mut other = server.connect().await?;
+    other.write_all(GET).await?;
+    read_answer(&mut other).await?;
+
+    server.stop.cancel();
+    let stopped = std::time::Instant::now();
+    server.stopped().await?;
+    assert!(stopped.elapsed() < LONG / 2, "{:?}", stopped.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
 async fn more_connections_than_allowed_wait_for_their_turn() -> anyhow::Result<()> {
     let limits = ServerLimits { max_connections: 1, ..ServerLimits::default() };
     let server = Server::start(hello(), limits).await?;
