@@ -234,7 +234,8 @@ impl Relay {
     /// Waits for the next thing. Dropping the future loses nothing.
     async fn happens(&mut self) -> Happened {
         let has_room = self.waiting.len() + self.on_their_way.len() < self.options.in_flight;
-        let may_resume = !self.waiting.is_empty() && self.on_their_way.is_empty();
+        let is_reading = matches!(self.recollection, Recollection::Reading(_));
+        let may_resume = !self.waiting.is_empty() && self.on_their_way.is_empty() && !is_reading;
         let (stream, resume_at) = (&self.stream, self.resume_at);
         let mut surveyed = self.surveyed.clone();
         let resumable = async move {
