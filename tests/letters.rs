@@ -322,6 +322,9 @@ async fn what_is_dropped_is_kept_with_who_and_why_and_never_tried_again() -> any
     assert!(mistyped.stderr.contains("there is no letter 9999"), "{}", mistyped.stderr);
     let dry = ["dead", "drop", "--all", "--reason", "a test", "--dry-run"];
     run(&site, &dry).await?;
+    let unasked = site.run(&["dead", "drop", "--all", "--reason", "a test"]).await?;
+    assert_eq!(unasked.code, 1);
+    assert!(unasked.stderr.contains("--yes"), "{}", unasked.stderr);
     assert_eq!(count(&site, "parked").await?, 3);
     run(&site, &["dead", "drop", &id, "--reason", "a test"]).await?;
 

@@ -11,7 +11,7 @@ use vestibule_store::Store;
 use super::{
     say,
     selection::Selection,
-    sweep::{Plan, Sweep, letters},
+    sweep::{Plan, Sweep, Unasked, letters},
 };
 use crate::{approvals::approver, cli::Output};
 
@@ -60,7 +60,7 @@ pub(super) async fn drop(store: &Store, args: &DropArgs) -> anyhow::Result<ExitC
     let DropArgs { selection, reason, by, output } = args;
     let plan = Plan::make(store, selection).await?;
     let (mut dropped, mut stopped) = (0, false);
-    let goes = plan.go(selection, *output, "Drop")?;
+    let goes = plan.go(selection, *output, "Drop", Unasked::Refused)?;
     if goes {
         let mut sweep = Sweep::begin(store, &plan, *output, "dropped")?;
         loop {

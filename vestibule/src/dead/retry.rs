@@ -13,7 +13,7 @@ use vestibule_workers::Rate;
 use super::{
     say,
     selection::Selection,
-    sweep::{Plan, Sweep, letters},
+    sweep::{Plan, Sweep, Unasked, letters},
 };
 use crate::{
     approvals::approver,
@@ -75,7 +75,7 @@ pub(super) async fn retry(
     for warning in warnings(workers, &configured, &paused) {
         eprintln!("warning: {warning}");
     }
-    let goes = plan.go(selection, *output, "Send back")?;
+    let goes = plan.go(selection, *output, "Send back", Unasked::Goes)?;
     let sent = if goes { send_back(store, args, &plan).await? } else { Sent::default() };
     match output {
         Output::Json => say!("{}", as_json(&plan, &sent))?,

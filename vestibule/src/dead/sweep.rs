@@ -24,6 +24,15 @@ pub(super) struct Plan {
     pub(super) count: u64,
 }
 
+/// What is done where more than one letter is meant and nobody can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unasked {
+    /// Whoever wrote the command has decided.
+    Goes,
+    /// What cannot be undone needs `--yes`.
+    Refused,
+}
+
 impl Plan {
     pub(super) async fn make(store: &Store, selection: &Selection) -> anyhow::Result<Self> {
         let filter = selection.filter(OffsetDateTime::now_utc());
@@ -49,6 +58,7 @@ impl Plan {
         selection: &Selection,
         output: Output,
         verb: &str,
+        unasked: Unasked,
     ) -> anyhow::Result<bool> {
         let Self { groups, parked, count, .. } = self;
         let people = output == Output::Table;
@@ -61,8 +71,13 @@ impl Plan {
             }
         }
         let asks = *count > 1 && !selection.yes && !selection.dry_run;
-        // Where nobody can be asked, whoever wrote the command has decided.
-        let yes = !asks || answer(&format!("\n{verb} {}?", letters(*count)))?.unwrap_or(true);
+        let question = format!("\n{verb} {}?", letters(*count));
+        let yes = !asks
+            || match answer(&question)? {
+                Some(yes) => yes,
+                None if unasked == Unasked::Goes => true,
+                None => bail!("{}: nobody can be asked here; --yes says so", question.trim()),
+            };
         let go = yes && *count > 0 && !selection.dry_run;
         if people && *count > 0 && !go {
             say!("\nnothing was changed")?;
