@@ -123,12 +123,15 @@ struct Part {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Caught, so that a hangup, by which connectors reload, ends no other process.
+    _hangup: Signal,
 }
 
 impl Signals {
     fn begin() -> anyhow::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
-        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { terminate, interrupt, _hangup: signal(SignalKind::hangup())? })
     }
 
     async fn next(&mut self) {
