@@ -101,6 +101,11 @@ impl Child {
         signal_process(self.id(), signal);
     }
 
+    /// Stops it in its tracks, as [`halt_process`] does.
+    pub(crate) fn halt(&self) {
+        halt_process(self.id());
+    }
+
     pub(crate) fn kill(&mut self) {
         // It may have ended by itself: then there is nothing left to do.
         let _ = self.inner.kill();
@@ -136,6 +141,26 @@ pub(crate) fn signal_process(id: u32, signal: Signal) {
     }
 }
 
+/// SIGSTOP, and waits until no thread of the process runs any more: the signal alone returns while other
+/// threads may still answer a request or two.
+pub(crate) fn halt_process(id: u32) {
+    signal_process(id, Signal::STOP);
+    // What sits in the disk cannot be stopped before the disk lets it go.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while runs(id) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether a thread of the process is neither stopped nor gone.
+fn runs(id: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{id}/task")) else { return false };
+    threads.flatten().any(|thread| {
+        let fields = fields_after_name(&thread.path().join("stat"));
+        fields.is_some_and(|fields| !fields.starts_with(['T', 't', 'Z', 'X']))
+    })
+}
+
 /// The direct children of a process, by asking `/proc`.
 pub(crate) fn children_of(parent: u32) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -144,10 +169,14 @@ pub(crate) fn children_of(parent: u32) -> Vec<u32> {
 }
 
 fn parent_of(id: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The second field is the name in parentheses and may hold spaces; state and parent follow it.
-    let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_whitespace().nth(1)?.parse().ok()
+    let fields = fields_after_name(Path::new(&format!("/proc/{id}/stat")))?;
+    fields.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The second field of such a file is the name in parentheses and may hold spaces; state and parent follow.
+fn fields_after_name(stat: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(stat).ok()?;
+    Some(text.rsplit_once(')')?.1.trim_start().to_owned())
 }
 
 /// The last lines of a log, to be shown when something failed.

@@ -79,7 +79,7 @@ impl MySql {
     /// Stops it in its tracks: connections stay open and nothing answers.
     pub fn pause(&self) {
         if let Some(server) = &self.server {
-            server.signal(Signal::STOP);
+            server.halt();
         }
     }
 

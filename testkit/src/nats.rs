@@ -120,7 +120,7 @@ impl Nats {
     /// Stops the process in its tracks: connections stay open and nothing answers.
     pub fn pause(&self) {
         if let Some(child) = &self.child {
-            child.signal(Signal::STOP);
+            child.halt();
         }
     }
 

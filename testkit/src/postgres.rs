@@ -81,7 +81,7 @@ impl Postgres {
     pub fn kill(&mut self) {
         let Some(mut server) = self.server.take() else { return };
         // Stopped first, so that it cannot start more processes while we count them.
-        server.signal(Signal::STOP);
+        server.halt();
         let backends = child::children_of(server.id());
         for backend in &backends {
             child::signal_process(*backend, Signal::KILL);
@@ -114,9 +114,9 @@ impl Postgres {
     /// Stops all its processes in their tracks: connections stay open and nothing answers.
     pub fn pause(&self) {
         if let Some(server) = &self.server {
-            server.signal(Signal::STOP);
+            server.halt();
             for backend in child::children_of(server.id()) {
-                child::signal_process(backend, Signal::STOP);
+                child::halt_process(backend);
             }
         }
     }

@@ -133,7 +133,7 @@ impl Process {
     }
 
     pub fn pause(&self) {
-        self.child.signal(Signal::STOP);
+        self.child.halt();
     }
 
     pub fn resume(&self) {
