@@ -1,0 +1,233 @@
+//! The `[workers]` tables: the built-in workers and how each of them goes about its work.
+
+mod accounts;
+mod notify;
+mod permissions;
+
+use std::time::Duration;
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use vestibule_events::{ConnectorName, Filter, Kind, Start};
+use vestibule_workers::{
+    Accounts, Approvals, ApprovalsSettings, BreakerPolicy, Database, GrantRule, Notify,
+    Permissions, RetryPolicy, WorkerSettings,
+};
+
+use self::accounts::AccountsConfig;
+pub(crate) use self::notify::ChannelConfig;
+use super::{
+    ApprovalsConfig, MINUTE,
+    reader::{Section, quoted},
+};
+
+/// One worker that is to run.
+#[derive(Debug)]
+pub(crate) struct WorkerConfig {
+    pub(crate) effect: EffectConfig,
+    pub(crate) settings: WorkerSettings,
+}
+
+impl WorkerConfig {
+    /// The name of the durable consumer, too.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self.effect {
+            EffectConfig::Notify(_) => "notify",
+            EffectConfig::Database => "database",
+            EffectConfig::Permissions(_) => "permissions",
+            EffectConfig::Approvals(_) => "approvals",
+            EffectConfig::Accounts(_) => "accounts",
+        }
+    }
+}
+
+/// What a worker does, with what only it needs.
+#[derive(Debug)]
+pub(crate) enum EffectConfig {
+    Notify(Vec<ChannelConfig>),
+    Database,
+    Permissions(Vec<GrantRule>),
+    Approvals(ApprovalsSettings),
+    Accounts(AccountsConfig),
+}
+
+/// `connectors` are those of the file: a worker that waits for another one's events waits for ever.
+pub(super) fn read(
+    root: &mut Section<'_>,
+    connectors: &[&str],
+    approvals: &ApprovalsConfig,
+) -> Vec<WorkerConfig> {
+    let expires_after = approvals.expires_after;
+    root.section("workers", |section| {
+        let notify = section.section("notify", |it| {
+            let channels = it.sections("channels", |channel| {
+                notify::read_channel(channel, connectors, approvals)
+            });
+            if it.is_present() && channels.is_empty() {
+                it.complain("", "needs at least one [[workers.notify.channels]] table");
+            }
+            let mut channels: Vec<_> = channels.into_iter().flatten().collect();
+            let kinds = Notify::wanted_kinds(channels.iter_mut().map(|it| &mut it.filter));
+            read_worker(it, Some(EffectConfig::Notify(channels)), &kinds, connectors)
+        });
+        let database = section.section("database", |it| {
+            read_worker(it, Some(EffectConfig::Database), Database::KINDS, connectors)
+        });
+        let permissions = section.section("permissions", |it| {
+            let rules = it.sections("rules", permissions::read_rule);
+            if it.is_present() && rules.is_empty() {
+                it.complain("", "needs at least one [[workers.permissions.rules]] table");
+            }
+            let effect = EffectConfig::Permissions(rules);
+            read_worker(it, Some(effect), Permissions::KINDS, connectors)
+        });
+        let asked = section.section("approvals", |it| {
+            let effect = EffectConfig::Approvals(ApprovalsSettings { expires_after });
+            read_worker(it, Some(effect), Approvals::KINDS, connectors)
+        });
+        let accounts = section.section("accounts", |it| {
+            let effect = accounts::read(it).map(EffectConfig::Accounts);
+            read_worker(it, effect, Accounts::KINDS, connectors)
+        });
+        let workers = [notify, database, permissions, asked, accounts];
+        workers.into_iter().flatten().collect()
+    })
+}
+
+/// What every worker has, or `None` where the file does not want this one. `kinds` is what it is
+/// given where the file does not say; none of them are all.
+fn read_worker(
+    section: &mut Section<'_>,
+    effect: Option<EffectConfig>,
+    kinds: &[Kind],
+    connectors: &[&str],
+) -> Option<WorkerConfig> {
+    let defaults = WorkerSettings::default();
+    let settings = WorkerSettings {
+        filter: read_filter(
+            section,
+            Filter { kinds: kinds.to_vec(), ..Filter::default() },
+            connectors,
+        ),
+        start: section.parsed("start", START_EXPECTED, parse_start).unwrap_or(defaults.start),
+        concurrency: usize::try_from(section.integer("concurrency", 1..1001, 16)).unwrap_or(16),
+        ack_wait: section.duration("ack_wait", defaults.ack_wait),
+        timeout: section.duration("timeout", defaults.timeout),
+        retry: section.section("retry", |retry| read_retry(retry, defaults.retry)),
+        rate: section.parsed("rate", RATE_EXPECTED, |it| it.parse().ok()),
+        breaker: section.section("breaker", |breaker| read_breaker(breaker, defaults.breaker)),
+    };
+    for (key, given) in [("ack_wait", settings.ack_wait), ("timeout", settings.timeout)] {
+        if given < Duration::from_secs(1) || given > 60 * MINUTE {
+            section.complain(key, "must be from 1s to 1h");
+        }
+    }
+    let enabled = section.boolean("enabled", true) && section.is_present();
+    effect.filter(|_| enabled).map(|effect| WorkerConfig { effect, settings })
+}
+
+fn read_retry(section: &mut Section<'_>, defaults: RetryPolicy) -> RetryPolicy {
+    RetryPolicy {
+        initial: section.duration("initial", defaults.initial),
+        multiplier: section.number("multiplier", 1.0..=100.0, defaults.multiplier),
+        max: section.duration("max", defaults.max),
+        jitter: section.number("jitter", 0.0..=10.0, defaults.jitter),
+        tries: u32::try_from(section.integer("tries", 1..1_000_001, defaults.tries.into()))
+            .unwrap_or(defaults.tries),
+        max_age: section.duration("max_age", defaults.max_age),
+    }
+}
+
+const RATE_EXPECTED: &str =
+    "so many attempts a second, minute or hour, such as \"100/s\", \"6000/m\" or \"500/h\"";
+
+fn read_breaker(section: &mut Section<'_>, defaults: BreakerPolicy) -> BreakerPolicy {
+    let breaker = BreakerPolicy {
+        failures: u32::try_from(section.integer(
+            "failures",
+            1..1_000_001,
+            defaults.failures.into(),
+        ))
+        .unwrap_or(defaults.failures),
+        pause: section.duration("pause", defaults.pause),
+        max_pause: section.duration("max_pause", defaults.max_pause),
+    };
+    // Less would be no pause, and more would leave a target alone that has long been mended.
+    let sensible = Duration::from_millis(100)..=60 * MINUTE;
+    for (key, given) in [("pause", breaker.pause), ("max_pause", breaker.max_pause)] {
+        if !sensible.contains(&given) {
+            section.complain(key, "must be from 100ms to 1h");
+        }
+    }
+    if breaker.pause > breaker.max_pause {
+        section.complain("pause", "must not be longer than `max_pause`");
+    }
+    breaker
+}
+
+fn read_filter(section: &mut Section<'_>, defaults: Filter, known: &[&str]) -> Filter {
+    let kinds = Kind::ALL.map(Kind::as_str);
+    let expected = format!("kinds, each one of {}", quoted(&kinds));
+    let kinds = section.list("kinds", &expected, |it| it.parse::<Kind>().ok());
+    let expected = format!("connectors of this file ({})", quoted(known));
+    let connectors = section.list("connectors", &expected, |it| {
+        it.parse::<ConnectorName>().ok().filter(|name| known.contains(&name.as_str()))
+    });
+    Filter { kinds: if section.has("kinds") { kinds } else { defaults.kinds }, connectors }
+}
+
+const START_EXPECTED: &str = "\"beginning\", \"now\" or a time such as \"2026-11-22T10:00:00Z\"";
+
+fn parse_start(text: &str) -> Option<Start> {
+    match text {
+        "beginning" => Some(Start::Beginning),
+        "now" => Some(Start::Now),
+        text => OffsetDateTime::parse(text, &Rfc3339).ok().map(Start::Time),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// The settings of the example's worker `database` with some keys more.
+    fn database(keys: &str) -> Result<WorkerSettings, String> {
+        let example = include_str!("../../../../vestibule.toml");
+        let section = "[workers.database]\n";
+        let source = example.replacen(section, &format!("{section}{keys}\n"), 1);
+        let config = Config::parse(Path::new("vestibule.toml"), &source);
+        let config = config.map_err(|complaints| complaints.to_string())?;
+        let worker = config.workers.into_iter().find(|it| it.name() == "database");
+        Ok(worker.expect("the example has it").settings)
+    }
+
+    #[test]
+    fn a_worker_may_be_slowed_down_and_given_a_breaker() {
+        let settings = database("").unwrap();
+        assert_eq!((settings.rate, settings.breaker), (None, BreakerPolicy::default()));
+        let breaker = r#"breaker = { failures = 3, pause = "2s", max_pause = "5m" }"#;
+        let settings = database(&format!("rate = \"6000/m\"\n{breaker}")).unwrap();
+        assert_eq!(settings.rate, "6000/m".parse().ok());
+        let breaker = BreakerPolicy { failures: 3, pause: 2 * MINUTE / 60, max_pause: 5 * MINUTE };
+        assert_eq!(settings.breaker, breaker);
+    }
+
+    #[test]
+    fn a_wrong_rate_or_breaker_says_what_was_expected() {
+        for (keys, complaint) in [
+            ("rate = \"100\"", "workers.database.rate: expected so many attempts a second"),
+            ("rate = 100", "found a whole number"),
+            ("breaker = { failures = 0 }", "a whole number from 1 to 1000000, found 0"),
+            ("breaker = { pause = \"0s\" }", "workers.database.breaker.pause: must be from 100ms"),
+            ("breaker = { max_pause = \"2h\" }", "must be from 100ms to 1h"),
+            ("breaker = { pause = \"2m\" }", "must not be longer than `max_pause`"),
+            ("breaker = { pauses = \"1s\" }", "did you mean `pause`?"),
+        ] {
+            let complaints = database(keys).expect_err(keys);
+            assert!(complaints.contains(complaint), "{keys} gave {complaints}");
+            assert!(complaints.contains("has 1 mistake\n"), "{keys} gave {complaints}");
+        }
+    }
+}
