@@ -9,7 +9,6 @@ mod accounts;
 mod approvals;
 mod claims;
 mod database;
-mod exchange;
 mod graph;
 mod http;
 mod metrics;
@@ -24,7 +23,6 @@ mod tls;
 pub use accounts::{Accounts, AccountsSettings};
 pub use approvals::{Approvals, ApprovalsSettings};
 pub use database::Database;
-pub use exchange::Exchange;
 pub use graph::GraphSettings;
 pub use metrics::WorkerMetrics;
 pub use notify::{
