@@ -15,6 +15,7 @@ pub mod expression;
 mod fingerprint;
 mod jetstream;
 mod local;
+mod locale;
 mod log;
 pub mod relay;
 mod signup;
@@ -29,6 +30,7 @@ pub use jetstream::{
     Provisioned, Provisioning, Role, ServerFacts, StreamFacts,
 };
 pub use local::{LocalLog, LocalLogConfig, LogContents, LogCopy, Retention};
+pub use locale::{for_languages, normal_language};
 pub use log::{
     Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, EventLog,
     Filter, LogError, Replay, Start, Stored, Undecodable,

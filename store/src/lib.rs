@@ -11,6 +11,7 @@ mod accounts;
 mod approvals;
 mod attempts;
 mod dead_letters;
+mod devices;
 mod effects;
 mod error;
 mod file;
@@ -21,6 +22,7 @@ mod notifications;
 mod outbox;
 mod pausing;
 mod people;
+mod recipients;
 mod removal;
 mod retries;
 mod session;
@@ -37,6 +39,7 @@ pub use dead_letters::{
     Letter, LetterChange, LetterFilter, LetterGroup, LetterState, LetterWhole, Redriven,
     UnknownLetterState,
 };
+pub use devices::{Device, DeviceAddress, DeviceKind, DeviceRecord, UnknownDeviceKind};
 pub use effects::Effects;
 pub use error::{Cause, StoreError};
 pub use grants::{Grant, NewGrant};
@@ -45,5 +48,6 @@ pub use migrations::Migration;
 pub use notifications::Begun;
 pub use pausing::PausedWorker;
 pub use people::PersonRecord;
+pub use recipients::RoleHolder;
 pub use retries::{AfterFailure, Failed, FailedEvent, Retry, SetAside, Standing};
 pub use store::{Store, StoreOptions, StoreUrl};

@@ -3,6 +3,7 @@
 mod accounts;
 mod approvals;
 mod contract;
+mod devices;
 mod home;
 mod letters;
 mod pausing;
@@ -101,6 +102,14 @@ on_both! {
         a_redrive_interrupted_anywhere_has_happened_or_not,
         whatever_happens_at_once_each_letter_has_one_fate,
         letters_of_the_version_before_have_their_history,
+    }
+    devices {
+        a_device_registered_again_is_the_same_one,
+        a_removed_device_is_kept_without_its_secrets,
+        registered_from_many_places_at_once_it_is_one_device,
+        of_many_devices_the_newest_are_reached,
+        a_role_is_held_by_whom_it_is_granted_now,
+        what_is_sent_to_nobody_any_more_leaves_no_note,
     }
     pausing {
         a_worker_is_paused_until_it_is_resumed,
