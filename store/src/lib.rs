@@ -15,6 +15,7 @@ mod devices;
 mod effects;
 mod error;
 mod file;
+mod grant_targets;
 mod grants;
 mod inbox;
 mod migrations;
@@ -42,7 +43,8 @@ pub use dead_letters::{
 pub use devices::{Device, DeviceAddress, DeviceKind, DeviceRecord, UnknownDeviceKind};
 pub use effects::Effects;
 pub use error::{Cause, StoreError};
-pub use grants::{Grant, NewGrant};
+pub use grant_targets::{GrantTarget, GrantTargetFilter, Seen, Wanted};
+pub use grants::{Grant, GrantFilter, NewGrant, Revocation};
 pub use inbox::Done;
 pub use migrations::Migration;
 pub use notifications::Begun;

@@ -3,6 +3,7 @@
 mod accounts;
 mod approvals;
 mod contract;
+mod grant_targets;
 mod devices;
 mod home;
 mod letters;
@@ -110,6 +111,16 @@ on_both! {
         of_many_devices_the_newest_are_reached,
         a_role_is_held_by_whom_it_is_granted_now,
         what_is_sent_to_nobody_any_more_leaves_no_note,
+    }
+    grant_targets {
+        what_is_granted_is_wanted_at_its_targets_until_it_is_seen_there,
+        a_row_is_in_one_hand_until_its_lease_is_over,
+        what_is_revoked_is_taken_from_its_targets,
+        what_expires_is_wanted_no_more,
+        what_stems_from_a_sign_up_that_came_to_nothing_is_revoked,
+        a_repair_is_due_at_once,
+        rows_and_grants_come_page_by_page,
+        a_grant_interrupted_anywhere_is_wanted_at_all_targets_or_none,
     }
     pausing {
         a_worker_is_paused_until_it_is_resumed,
