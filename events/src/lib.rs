@@ -9,6 +9,7 @@
 //! sign-ups, and mean the same.
 
 mod approval;
+mod confirmation;
 mod decision;
 mod event;
 pub mod expression;
@@ -22,6 +23,7 @@ mod signup;
 pub mod trace;
 
 pub use approval::{Approval, ApprovalLinks, LinkError, UnknownVerdict, Verdict};
+pub use confirmation::{Confirmation, ConfirmationSource, UnknownSource};
 pub use decision::{Decision, Effect, LookupReason, Mode, Outcome, Reason};
 pub use event::{Kind, SignUpEvent, event_schema};
 pub use fingerprint::{Fingerprint, Person, PseudonymKey};

@@ -10,6 +10,7 @@
 mod accounts;
 mod approvals;
 mod attempts;
+mod confirmations;
 mod dead_letters;
 mod devices;
 mod effects;
@@ -36,6 +37,7 @@ pub use approvals::{
     ApprovalFilter, ApprovalRequest, ApprovalState, Decided, Opened, RequestState, UnknownState,
 };
 pub use attempts::{FailedAttempt, Failures};
+pub use confirmations::{ConfirmationRecord, ConfirmationState, Unconfirmed};
 pub use dead_letters::{
     Letter, LetterChange, LetterFilter, LetterGroup, LetterState, LetterWhole, Redriven,
     UnknownLetterState,

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod approvals;
+mod confirmations;
 mod contract;
 mod grant_targets;
 mod devices;
@@ -82,6 +83,16 @@ on_both! {
         what_is_no_decision_decides_nothing,
         what_became_of_a_sign_up_changes_the_person_and_is_no_sign_up,
         a_database_of_the_version_before_is_brought_up_to_date,
+    }
+    confirmations {
+        a_sign_up_waits_until_it_is_due_and_is_confirmed_once,
+        a_token_confirms_whoever_waits_and_whoever_comes_later,
+        of_several_sign_ups_of_a_person_the_newest_waits,
+        sign_ups_at_once_leave_the_newest_waiting,
+        of_all_who_settle_a_sign_up_at_once_one_does,
+        giving_up_in_the_middle_leaves_no_outcome_without_its_event,
+        what_is_no_outcome_settles_nothing,
+        one_that_cannot_be_read_holds_up_no_other,
     }
     retries {
         a_failed_event_waits_until_it_is_due,
