@@ -10,8 +10,10 @@ mod approvals;
 mod claims;
 mod database;
 mod exchange;
+mod exec;
 mod graph;
 mod http;
+mod inbox;
 mod metrics;
 mod notify;
 mod permissions;
@@ -25,7 +27,9 @@ pub use accounts::{Accounts, AccountsSettings};
 pub use approvals::{Approvals, ApprovalsSettings};
 pub use database::Database;
 pub use exchange::Exchange;
+pub use exec::{ExecMode, ExecSettings, ExecSubscriber};
 pub use graph::GraphSettings;
+pub use inbox::Inbox;
 pub use metrics::WorkerMetrics;
 pub use notify::{
     ApprovalPages, ChannelKind, ChannelSettings, Complaint, MailLogin, MailTls, Notify,

@@ -33,13 +33,13 @@ use tracing::{info, warn};
 use vestibule_events::{ConsumerSpec, EventLog, Filter, Kind, SignUpEvent, Start};
 use vestibule_store::{Store, StoreError};
 
-pub(crate) use self::breaker::Flow;
 use self::{attempt::Desk, oversee::Watch, take::Hands};
 pub use self::{
     breaker::BreakerPolicy,
     rate::{NoRate, Rate},
     retry::RetryPolicy,
 };
+pub(crate) use self::{breaker::Flow, retry::Pace};
 use crate::WorkerMetrics;
 
 /// What an attempt needs after its time is up: to note the failure and tell the log.
@@ -97,7 +97,8 @@ pub(crate) async fn run_at(
     // Ours to cancel, so that what waits for its turn is handed back however the run ends.
     let stop = stop.child_token();
     let (hands, watch) = (Hands::new(&settings), Watch::default());
-    let desk = Arc::new(Desk::new(worker, settings, rhythm, store, &metrics, stop.clone()));
+    let desk =
+        Arc::new(Desk::new(Arc::clone(&worker), settings, rhythm, store, &metrics, stop.clone()));
 
     let working = async {
         let from_log = async {
@@ -108,6 +109,9 @@ pub(crate) async fn run_at(
         let (ended, ()) = tokio::join!(from_log, take::from_store(&desk, &hands, &stop));
         if timeout(patience, hands.emptied(&desk)).await.is_err() {
             warn!(worker = name, "stopped before all attempts ended; their events come again");
+        }
+        if timeout(SETTLING, worker.close()).await.is_err() {
+            warn!(worker = name, "stopped before the worker had let go of what it holds");
         }
         ended
     };
@@ -144,6 +148,10 @@ pub trait Worker: fmt::Debug + Send + Sync + 'static {
     fn has_one_target(&self) -> bool {
         true
     }
+
+    /// Lets go of what it holds beyond an attempt, such as a process. Called once, when its attempts
+    /// have ended and no more will come; what is cut off by a harder stop, dropping it has to end.
+    async fn close(&self) {}
 }
 
 /// An event to be handled.
