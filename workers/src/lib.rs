@@ -22,6 +22,8 @@ mod setting;
 #[cfg(test)]
 mod testing;
 mod tls;
+mod token;
+mod webhook;
 
 pub use accounts::{Accounts, AccountsSettings};
 pub use approvals::{Approvals, ApprovalsSettings};
@@ -41,3 +43,4 @@ pub use runtime::{
     consumer_spec, run,
 };
 pub use setting::SettingError;
+pub use webhook::{WebhookAuth, WebhookMode, WebhookSettings};

@@ -7,8 +7,8 @@ use reqwest::{Response, StatusCode, header::HeaderMap};
 use serde::Deserialize;
 use time::OffsetDateTime;
 
-use super::{Call, token::TokenError};
-use crate::{Cause, HandleError, http};
+use super::Call;
+use crate::{Cause, HandleError, http, token::TokenError};
 
 /// An error is short; more of it is not read.
 const ERROR_BYTES_MAX: usize = 16 * 1024;

@@ -8,7 +8,6 @@
 mod failure;
 #[cfg(test)]
 mod tests;
-mod token;
 
 use std::{fmt, time::Duration};
 
@@ -21,8 +20,11 @@ use time::OffsetDateTime;
 use vestibule_events::Identity;
 
 pub(crate) use self::failure::{GraphError, Problem};
-use self::token::{Token, Tokens};
-use crate::{SettingError, http};
+
+use crate::{
+    SettingError, http,
+    token::{Token, Tokens},
+};
 
 /// A user with everything is some kilobytes; a page of them may be more.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
@@ -120,7 +122,12 @@ impl Graph {
         let http = http::client(settings.timeout);
         let http = http.map_err(|_| complain("graph_url", "no HTTPS client on this machine")).ok();
         let (http, base, token_url) = (http?, base?, token_url?);
-        let tokens = Tokens::new(http.clone(), token_url, settings);
+        let form = [
+            ("client_id", settings.client_id.as_str()),
+            ("client_secret", settings.client_secret.expose_secret()),
+            ("scope", settings.scope.as_str()),
+        ];
+        let tokens = Tokens::new(http.clone(), token_url, &form);
         Some(Self { http, base, tokens })
     }
 
