@@ -9,6 +9,7 @@ mod admin;
 mod approvals;
 mod auth;
 mod contract;
+mod contracts;
 mod decide;
 mod metrics;
 mod serve;
