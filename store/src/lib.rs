@@ -31,6 +31,7 @@ mod session;
 mod sqlite;
 mod store;
 mod text;
+mod transaction;
 
 pub use accounts::{Account, AccountOrigin, MadeAccount};
 pub use approvals::{
@@ -54,4 +55,6 @@ pub use pausing::PausedWorker;
 pub use people::PersonRecord;
 pub use recipients::RoleHolder;
 pub use retries::{AfterFailure, Failed, FailedEvent, Retry, SetAside, Standing};
+pub use session::Dialect as StoreConnection;
 pub use store::{Store, StoreOptions, StoreUrl};
+pub use transaction::Transaction;
