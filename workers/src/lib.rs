@@ -19,6 +19,7 @@ mod notify;
 mod permissions;
 mod runtime;
 mod setting;
+mod statements;
 #[cfg(test)]
 mod testing;
 mod tls;
@@ -43,4 +44,7 @@ pub use runtime::{
     consumer_spec, run,
 };
 pub use setting::SettingError;
+pub use statements::{
+    StatementSettings, Statements, StatementsSettings, TargetDatabase, TargetDatabaseError,
+};
 pub use webhook::{WebhookAuth, WebhookMode, WebhookSettings};
