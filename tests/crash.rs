@@ -6,16 +6,15 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use vestibule_testkit::{Process, eventually, free_port};
 
-use crate::support::{EXAMPLE, LIMIT, Site, http};
+use crate::support::{LIMIT, Site, example, http};
 
 #[tokio::test]
 async fn killed_in_the_middle_nothing_answered_is_lost_and_nothing_is_done_twice()
 -> anyhow::Result<()> {
     // The address must stay the same, as it does for a platform.
     let port = free_port();
-    let config = EXAMPLE
-        .replace("127.0.0.1:7171", &format!("127.0.0.1:{port}"))
-        .replace("127.0.0.1:7172", "127.0.0.1:0");
+    let connector = format!("connector = \"127.0.0.1:{port}\"");
+    let config = example().replace("connector = \"127.0.0.1:0\"", &connector);
     let site = Site::with_config(&config)?;
     let mut up = site.up().await?;
     let mut simulate = Process::spawn(&site.command(&[

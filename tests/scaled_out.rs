@@ -8,7 +8,7 @@ use vestibule_testkit::{Graph, Nats, Postgres, Process, eventually};
 
 use crate::{
     approvals,
-    support::{EXAMPLE, LIMIT, Site, assert_names_are_ours_and_stand_once, http, sign_up},
+    support::{LIMIT, Site, assert_names_are_ours_and_stand_once, example, http, sign_up},
 };
 
 pub(crate) const ROLES: [&str; 4] = ["relay", "worker", "auditor", "provisioner"];
@@ -53,10 +53,8 @@ impl Stack {
             let name = role.to_uppercase();
             format!("{role} = {{ user = \"{role}\", password = \"env:VESTIBULE_NATS_{name}_PASSWORD\" }}\n")
         });
-        let config = EXAMPLE
-            .replace("data = \"./data\"", "data = \"./data\"\nkey = \"env:VESTIBULE_KEY\"")
-            .replace("127.0.0.1:7171", "127.0.0.1:0")
-            .replace("127.0.0.1:7172", "127.0.0.1:0");
+        let key = "data = \"./data\"\nkey = \"env:VESTIBULE_KEY\"";
+        let config = example().replace("data = \"./data\"", key);
         let config = format!(
             "{config}\n[nats]\nurl = \"{}\"\n{}[store]\nurl = \"env:VESTIBULE_STORE_URL\"\n{more}",
             nats.url(),
