@@ -35,8 +35,9 @@ pub use graph::GraphSettings;
 pub use inbox::Inbox;
 pub use metrics::WorkerMetrics;
 pub use notify::{
-    ApprovalPages, ChannelKind, ChannelSettings, Complaint, MailLogin, MailTls, Notify,
-    NotifySettings, Recipient, WebhookFormat,
+    ApnsSettings, ApprovalPages, ChannelKind, ChannelSettings, Complaint, FcmSettings,
+    LocaleSettings, MailLogin, MailTls, Notify, NotifySettings, NtfyPriority, NtfySettings, Preview,
+    PreviewText, Recipient, Urgency, WebPushSettings, WebhookFormat,
 };
 pub use permissions::{GrantRule, Permissions, PermissionsSettings, RuleError};
 pub use runtime::{

@@ -34,10 +34,13 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 pub(crate) struct Tokens {
     http: Client,
     url: Url,
-    form: SecretString,
+    form: Form,
     current: RwLock<Option<Token>>,
     renewal: Mutex<Renewal>,
 }
+
+/// What we ask with, made anew each time where it says when it was made.
+type Form = Box<dyn Fn(OffsetDateTime) -> SecretString + Send + Sync>;
 
 /// How the last renewal went.
 #[derive(Default)]
@@ -74,11 +77,31 @@ impl Tokens {
         let field = |(name, value): &(&str, &str)| {
             format!("&{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC))
         };
-        let form = format!(
-            "grant_type=client_credentials{}",
-            fields.iter().map(field).collect::<String>()
-        );
-        Self { http, url, form: form.into(), current: RwLock::default(), renewal: Mutex::default() }
+        let fields: String = fields.iter().map(field).collect();
+        let form = SecretString::from(format!("grant_type=client_credentials{fields}"));
+        Self::with_form(http, url, Box::new(move |_| form.clone()))
+    }
+
+    /// By an assertion that we sign (RFC 7523).
+    pub(crate) fn for_assertions(
+        http: Client,
+        url: Url,
+        assertion: impl Fn(OffsetDateTime) -> SecretString + Send + Sync + 'static,
+    ) -> Self {
+        let form = move |now| {
+            let assertion = assertion(now);
+            // Letters, digits and what a form takes as it is.
+            let assertion = assertion.expose_secret();
+            format!(
+                "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion={assertion}"
+            )
+            .into()
+        };
+        Self::with_form(http, url, Box::new(form))
+    }
+
+    fn with_form(http: Client, url: Url, form: Form) -> Self {
+        Self { http, url, form, current: RwLock::default(), renewal: Mutex::default() }
     }
 
     /// A token that holds.
@@ -149,7 +172,7 @@ impl Tokens {
             .http
             .post(self.url.clone())
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(self.form.expose_secret().to_owned())
+            .body((self.form)(OffsetDateTime::now_utc()).expose_secret().to_owned())
             .send()
             .await
             .map_err(|error| TokenError::NoAnswer { timeout: error.is_timeout() })?;

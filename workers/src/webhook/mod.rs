@@ -2,7 +2,7 @@
 
 #[cfg(test)]
 mod guard;
-mod sign;
+pub(crate) mod sign;
 
 use std::time::Duration;
 
