@@ -69,3 +69,56 @@ impl Worker for Inbox {
         self.worker.close().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    use anyhow::anyhow;
+    use vestibule_store::{StoreOptions, StoreUrl};
+
+    use super::*;
+    use crate::{
+        Cause,
+        testing::{SCRIPTED, Scripted, sign_up, task},
+    };
+
+    #[tokio::test]
+    async fn what_is_done_is_not_done_again_and_what_failed_is() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("store.db");
+        let store = Store::open(&StoreUrl::Sqlite(path.clone()), StoreOptions::default()).await?;
+        store.migrate().await?;
+        let (begun, away) = (Arc::new(AtomicU32::new(0)), folder.path().join("away.db"));
+        let worker = {
+            let (begun, away) = (Arc::clone(&begun), away.clone());
+            Scripted::new(move |_| {
+                let (path, away, begun) = (path.clone(), away.clone(), Arc::clone(&begun));
+                async move {
+                    match begun.fetch_add(1, Ordering::SeqCst) {
+                        0 => Err(HandleError::retry(Cause::Unavailable, anyhow!("later"))),
+                        // The store goes while the effect comes to be.
+                        _ => fs::rename(&path, &away)
+                            .map_err(|it| HandleError::park(Cause::Refused, it)),
+                    }
+                }
+            })
+        };
+        let inbox = Inbox::new(Arc::new(worker), store.clone());
+        let task = task(sign_up("ada"));
+
+        assert!(matches!(inbox.handle(&task).await, Err(HandleError::Retry { .. })));
+        assert!(matches!(inbox.handle(&task).await, Err(HandleError::StoreUnavailable(_))));
+        assert!(matches!(inbox.handle(&task).await, Err(HandleError::StoreUnavailable(_))));
+        fs::rename(&away, folder.path().join("store.db"))?;
+        inbox.handle(&task).await?;
+        inbox.handle(&task).await?;
+
+        assert_eq!(begun.load(Ordering::SeqCst), 2, "a failure, and the effect once");
+        assert!(store.is_done(SCRIPTED, task.event.id).await?);
+        Ok(())
+    }
+}

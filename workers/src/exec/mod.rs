@@ -13,6 +13,8 @@ mod once;
 mod process;
 mod service;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::Arc};
 
@@ -68,9 +70,8 @@ impl ExecSubscriber {
             ExecMode::LongRunning => {
                 let service = Service::new(Arc::clone(&self.settings), true);
                 let outcome = service.ask(event).await;
-                let received = service.shown_lines().await;
                 service.close().await;
-                (received, outcome)
+                (service.shown_lines().await, outcome)
             }
         };
         Exchange { sent, received, outcome }

@@ -33,8 +33,9 @@ pub(super) const DRAIN: Duration = Duration::from_millis(500);
 
 /// A process group at work.
 pub(super) struct Started {
-    child: Child,
+    // Before the child: fields drop in order, and its number is its own until it is waited for.
     group: Group,
+    child: Child,
 }
 
 /// What a command reads from and writes to.
@@ -63,7 +64,7 @@ pub(super) fn start(
     let group = Group { id, is_over: false };
     match pipes {
         (Some(stdin), Some(stdout), Some(stderr)) => {
-            Ok((Started { child, group }, Pipes { stdin, stdout, stderr }))
+            Ok((Started { group, child }, Pipes { stdin, stdout, stderr }))
         }
         _ => unreachable!("all three were asked for"),
     }

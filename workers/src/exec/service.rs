@@ -130,7 +130,7 @@ impl Service {
     /// Lets the command end, and waits for it: first its input ends, then it is asked to, then it is
     /// made to.
     pub(super) async fn close(&self) {
-        let run = self.state.lock().await.run.take();
+        let run = self.state.lock().await.run.clone();
         if let Some(run) = run {
             run.stop.cancel();
             run.is_over.cancelled().await;
@@ -285,8 +285,8 @@ async fn attend(
     lines: mpsc::Receiver<Vec<u8>>,
 ) {
     let bytes_max = settings.output_bytes_max;
-    let mut talking = JoinSet::new();
-    talking.spawn(write(pipes.stdin, lines, run.stop.clone()));
+    let (mut talking, reads_no_more) = (JoinSet::new(), CancellationToken::new());
+    talking.spawn(write(pipes.stdin, lines, run.stop.clone(), reads_no_more.clone()));
     let (hearing, worker) = (Arc::clone(&run), settings.name.clone());
     talking.spawn(read(pipes.stdout, bytes_max, move |line| {
         if shows {
@@ -303,10 +303,16 @@ async fn attend(
         }
     }));
 
+    let is_to_end = async {
+        tokio::select! {
+            () = run.stop.cancelled() => {}
+            () = reads_no_more.cancelled() => {}
+        }
+    };
     let ended = tokio::select! {
         ended = started.ended() => ended,
         // Its input has ended with this, which is enough for most.
-        () = run.stop.cancelled() => match timeout(GRACE, started.ended()).await {
+        () = is_to_end => match timeout(GRACE, started.ended()).await {
             Ok(ended) => ended,
             Err(_) => started.stop().await,
         },
@@ -336,13 +342,18 @@ async fn attend(
     run.is_over.cancel();
 }
 
-/// Writes events until there is no use in it; then the command's input ends.
-async fn write(mut stdin: ChildStdin, mut lines: mpsc::Receiver<Vec<u8>>, stop: CancellationToken) {
+/// Writes events until it is told to stop; then the command's input ends. A command that closes its
+/// input cannot be given anything any more.
+async fn write(
+    mut stdin: ChildStdin,
+    mut lines: mpsc::Receiver<Vec<u8>>,
+    stop: CancellationToken,
+    reads_no_more: CancellationToken,
+) {
     let writing = async {
         while let Some(line) = lines.recv().await {
-            // It has closed its input: what it goes on doing may still end in an answer.
             if stdin.write_all(&line).await.is_err() {
-                return;
+                return reads_no_more.cancel();
             }
         }
     };

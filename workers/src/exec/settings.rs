@@ -12,7 +12,7 @@ use std::{
 
 use secrecy::SecretString;
 
-use crate::SettingError;
+use crate::{SettingError, WorkerSettings};
 
 /// A command that is given events.
 #[derive(Clone, Debug)]
@@ -22,9 +22,8 @@ pub struct ExecSettings {
     /// The program and its arguments, as they are: no shell reads them.
     pub command: Vec<String>,
     pub mode: ExecMode,
-    /// How long it may take over an event. Let an attempt of the worker
-    /// ([`WorkerSettings::timeout`](crate::WorkerSettings)) take [`ExecSettings::STOPPING`] longer,
-    /// so that a command that hangs is stopped by us and not cut off by the runtime.
+    /// How long it may take over an event: less than an attempt of the worker, see
+    /// [`ExecSettings::timeout_within`].
     pub timeout: Duration,
     /// What its environment holds beside [`ExecSettings::INHERITED`] and what tells it of the event.
     pub environment: Vec<(String, SecretString)>,
@@ -50,20 +49,27 @@ impl ExecSettings {
     pub const INHERITED: &'static [&'static str] =
         &["PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"];
 
-    pub const TIMEOUT: Duration = Duration::from_secs(20);
-
     pub const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
-    /// The longest that stopping a command takes that does not want to stop.
+    /// Stopping a command that does not want to stop takes less than this.
     pub const STOPPING: Duration = Duration::from_secs(5);
 
+    /// How long a command may take within an attempt of the worker that takes `attempt`
+    /// ([`WorkerSettings::timeout`](crate::WorkerSettings)), so that one that hangs is asked to stop,
+    /// and not cut off by the runtime.
+    #[must_use]
+    pub fn timeout_within(attempt: Duration) -> Duration {
+        attempt - Self::STOPPING.min(attempt / 2)
+    }
+
+    /// A command for each event, with the time that an attempt has by default.
     #[must_use]
     pub fn new(name: impl Into<String>, command: Vec<String>) -> Self {
         Self {
             name: name.into(),
             command,
             mode: ExecMode::PerEvent,
-            timeout: Self::TIMEOUT,
+            timeout: Self::timeout_within(WorkerSettings::default().timeout),
             environment: Vec::new(),
             directory: None,
             output_bytes_max: Self::OUTPUT_BYTES_MAX,
@@ -199,6 +205,13 @@ mod tests {
         );
         assert!(complaints(|it| it.command = vec![String::new()])[0].contains("must not be empty"));
         assert!(complaints(|it| it.command.push("\0".to_owned()))[0].contains("NUL"));
+    }
+
+    #[test]
+    fn an_attempt_leaves_time_to_stop_a_command() {
+        let within = |seconds| ExecSettings::timeout_within(Duration::from_secs(seconds));
+        assert_eq!(within(20), Duration::from_secs(15));
+        assert_eq!(within(4), Duration::from_secs(2));
     }
 
     #[test]
