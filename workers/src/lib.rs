@@ -80,6 +80,7 @@
 mod accounts;
 mod approvals;
 mod claims;
+mod confirm;
 mod database;
 mod exchange;
 mod exec;
@@ -102,6 +103,7 @@ mod webhook;
 pub use accounts::{Accounts, AccountsSettings};
 pub use approvals::{Approvals, ApprovalsSettings};
 pub use claims::sample as sample_event;
+pub use confirm::{Confirm, ConfirmSchedule, ConfirmSettings};
 pub use database::Database;
 pub use exchange::Exchange;
 pub use exec::{ExecMode, ExecSettings, ExecSubscriber};

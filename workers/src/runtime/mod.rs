@@ -23,11 +23,11 @@ mod take;
 mod tests;
 mod text;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_trait::async_trait;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use vestibule_events::{ConsumerSpec, EventLog, Filter, Kind, SignUpEvent, Start};
@@ -119,9 +119,26 @@ pub(crate) async fn run_at(
         ended = working => ended,
         // While what is in hand is finished, too: its leases are still to be kept.
         never = oversee::oversee(&desk, &*log, &spec, &watch) => match never {},
+        never = tend(&*worker, &desk, &stop) => match never {},
     };
     info!(worker = name, "worker has stopped");
     ended.with_context(|| refused(&name))
+}
+
+/// Has the worker do what it does besides handling events, until `stop` and not while it is paused.
+async fn tend(worker: &dyn Worker, desk: &Desk, stop: &CancellationToken) -> Infallible {
+    let tending = async {
+        loop {
+            desk.gate.opens().await;
+            let Some(pause) = worker.tend().await else { break };
+            sleep(pause).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tending => {}
+    }
+    std::future::pending().await
 }
 
 fn refused(worker: &str) -> String {
@@ -147,6 +164,12 @@ pub trait Worker: fmt::Debug + Send + Sync + 'static {
     /// target is down: that would hold up the others.
     fn has_one_target(&self) -> bool {
         true
+    }
+
+    /// What the worker does besides handling events: asked for again after the pause that it gives,
+    /// or not any more. Not while the worker is paused; dropped in the middle when it is to stop.
+    async fn tend(&self) -> Option<Duration> {
+        None
     }
 
     /// Lets go of what it holds beyond an attempt, such as a process. Called once, when its attempts
