@@ -127,7 +127,7 @@ pub use statements::{
     StatementSettings, Statements, StatementsSettings, TargetDatabase, TargetDatabaseError,
 };
 pub use subscriber::Subscriber;
-pub use webhook::{WebhookAuth, WebhookMode, WebhookSettings};
+pub use webhook::{WebhookAuth, WebhookMode, WebhookSettings, WebhookSubscriber};
 
 /// What a worker of one's own needs beside this crate.
 pub use async_trait::async_trait;

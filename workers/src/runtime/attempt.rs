@@ -185,6 +185,10 @@ impl Desk {
                     self.metrics.postponed.inc();
                     return self.postpone(&held, &source).await;
                 }
+                Err(HandleError::Retry { source, cause: Cause::Gone, .. }) => {
+                    self.metrics.postponed.inc();
+                    return self.pause_worker(&held, &source).await;
+                }
                 Err(HandleError::Retry { source, cause, after }) => {
                     Failure { source, cause, fate: Fate::MayPass { after } }
                 }
@@ -462,6 +466,25 @@ impl Desk {
     async fn postpone(&self, held: &Held, source: &anyhow::Error) {
         let pause = self.rest(source);
         self.put_back(held, pause).await;
+    }
+
+    /// The target wants no more events. Who goes on sending it some does not do as the answer says,
+    /// and who parked them all would leave nothing to resume with.
+    async fn pause_worker(&self, held: &Held, source: &anyhow::Error) {
+        let (reason, now) = (text::of(source), OffsetDateTime::now_utc());
+        match self.store.pause_worker(self.name(), "vestibule", &reason, now).await {
+            Ok(Done::Now) => error!(
+                worker = self.name(),
+                reason,
+                "the worker is paused, as its target wants no more events; they wait until the \
+                 worker is resumed"
+            ),
+            Ok(Done::Before) => {}
+            Err(error) => return self.postpone(held, &error.into()).await,
+        }
+        self.store_answers();
+        self.gate.set_paused(true);
+        self.put_back(held, Duration::ZERO).await;
     }
 
     fn rest(&self, source: &anyhow::Error) -> Duration {

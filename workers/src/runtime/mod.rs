@@ -246,6 +246,9 @@ pub enum Cause {
     /// The other side answers, and cannot do this yet: it has not replicated what this needs, or a
     /// mailbox is busy.
     NotYet,
+    /// The other side wants no more events. With [`HandleError::Retry`] that costs no try, and the
+    /// worker is paused as operators pause it: its events wait until somebody resumes it.
+    Gone,
     /// The other side, or the store, refuses this event.
     Refused,
     /// There is no usable address to send to.
@@ -270,6 +273,7 @@ impl Cause {
             Self::Throttled => "throttled",
             Self::NotPermitted => "not-permitted",
             Self::NotYet => "not-yet",
+            Self::Gone => "gone",
             Self::Refused => "refused",
             Self::InvalidRecipient => "invalid-recipient",
             Self::InvalidTemplate => "invalid-template",

@@ -19,6 +19,8 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
 };
 
+use crate::{Cause, HandleError};
+
 /// Judges where connections go; a resolver for the HTTP client.
 #[derive(Clone)]
 pub(super) struct Guard {
@@ -47,26 +49,36 @@ pub(super) enum Refused {
 }
 
 impl Guard {
-    pub(super) fn new(url: &Url, networks: &[IpNet]) -> Self {
-        Self::with_lookup(url, networks, Arc::new(|name| Box::pin(ask_the_system(name))))
-    }
-
-    pub(super) fn with_lookup(url: &Url, networks: &[IpNet], lookup: Lookup) -> Self {
-        Self { networks: networks.into(), encrypted: url.scheme() == "https", lookup }
-    }
-
-    /// Judges a URL that holds an address and not a name: for those no resolver is asked.
-    pub(super) fn check(&self, url: &Url) -> Result<(), Refused> {
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        host.parse().map_or(Ok(()), |address| self.judge(address))
+    pub(super) fn new(url: &Url, networks: &[IpNet], lookup: Lookup) -> Self {
+        Self { networks: networks.into(), encrypted: is_encrypted(url), lookup }
     }
 
     fn judge(&self, address: IpAddr) -> Result<(), Refused> {
-        allowed(address, &self.networks)?;
-        if !self.encrypted && special(address).is_none() {
-            return Err(Refused::InTheClear(address));
-        }
-        Ok(())
+        judge(address, &self.networks, self.encrypted)
+    }
+}
+
+/// Judges a URL that holds an address and not a name: for those no resolver is asked.
+pub(super) fn check(url: &Url, networks: &[IpNet]) -> Result<(), Refused> {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host.parse().map_or(Ok(()), |address| judge(address, networks, is_encrypted(url)))
+}
+
+fn is_encrypted(url: &Url) -> bool {
+    url.scheme() == "https"
+}
+
+fn judge(address: IpAddr, networks: &[IpNet], encrypted: bool) -> Result<(), Refused> {
+    allowed(address, networks)?;
+    if !encrypted && special(address).is_none() {
+        return Err(Refused::InTheClear(address));
+    }
+    Ok(())
+}
+
+impl From<Refused> for HandleError {
+    fn from(refused: Refused) -> Self {
+        Self::retry(Cause::NotPermitted, refused)
     }
 }
 
@@ -97,9 +109,14 @@ impl Resolve for Guard {
     }
 }
 
-async fn ask_the_system(name: String) -> io::Result<Vec<IpAddr>> {
-    let addresses = tokio::net::lookup_host((name, 0)).await?;
-    Ok(addresses.map(|it| it.ip()).collect())
+/// As every program on this machine resolves names.
+pub(super) fn ask_the_system() -> Lookup {
+    Arc::new(|name| {
+        Box::pin(async move {
+            let addresses = tokio::net::lookup_host((name, 0)).await?;
+            Ok(addresses.map(|it| it.ip()).collect())
+        })
+    })
 }
 
 /// Whether something may be sent to an address: a public one, or one within these networks.
@@ -300,8 +317,8 @@ mod tests {
         Url::parse(text).unwrap()
     }
 
-    fn guard(of: &str, networks_of: &[&str]) -> Guard {
-        Guard::new(&url(of), &networks(networks_of))
+    fn checked(text: &str, open: &[&str]) -> Result<(), Refused> {
+        check(&url(text), &networks(open))
     }
 
     #[test]
@@ -367,22 +384,22 @@ mod tests {
             "https://[fe80::1]/",
             "https://[fd00:ec2::254]/",
         ] {
-            let refused = guard(text, &[]).check(&url(text));
+            let refused = checked(text, &[]);
             assert!(matches!(refused, Err(Refused::Special { .. })), "{text}: {refused:?}");
         }
         for text in ["https://1.1.1.1/", "https://16843009/", "https://[2606:4700::1]/"] {
-            assert_eq!(guard(text, &[]).check(&url(text)), Ok(()), "{text}");
+            assert_eq!(checked(text, &[]), Ok(()), "{text}");
         }
         // Names are judged once they are resolved.
         for text in ["https://localhost/", "https://127.0.0.1.example.com/"] {
-            assert_eq!(guard(text, &[]).check(&url(text)), Ok(()), "{text}");
+            assert_eq!(checked(text, &[]), Ok(()), "{text}");
         }
     }
 
     #[test]
     fn without_tls_only_private_networks_are_open() {
         let open = ["10.0.0.0/8", "1.1.1.0/24"];
-        let check = |text| guard(text, &open).check(&url(text));
+        let check = |text| checked(text, &open);
         assert_eq!(check("http://10.0.0.1/"), Ok(()));
         assert_eq!(check("https://10.0.0.1/"), Ok(()));
         assert_eq!(check("https://1.1.1.1/"), Ok(()));
@@ -416,7 +433,7 @@ mod tests {
             &["1.1.1.1"],
             &[],
         ];
-        let guard = Guard::with_lookup(&of, &[], rebinding(answers));
+        let guard = Guard::new(&of, &[], rebinding(answers));
 
         assert_eq!(resolved(&guard).await.unwrap(), ["1.1.1.1", "2606:4700::1"]);
         assert!(resolved(&guard).await.unwrap_err().contains("link-local"));
@@ -426,7 +443,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_machine_itself_is_refused_by_its_name() {
-        let guard = guard("https://localhost/", &[]);
+        let guard = Guard::new(&url("https://localhost/"), &[], ask_the_system());
         let refused = guard.resolve("localhost".parse().unwrap()).await.map(|_| ());
         assert!(refused.unwrap_err().to_string().contains("this machine"));
     }
