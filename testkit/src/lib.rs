@@ -1,4 +1,4 @@
-//! Real servers for tests: NATS, PostgreSQL, MariaDB, SMTP, and our own binary as a child process. Microsoft
+//! Real servers for tests: NATS, PostgreSQL, MariaDB, SMTP, SCIM, and our own binary as a child process. Microsoft
 //! Graph and an issuer of tokens, which nobody can run, have stand-ins.
 //!
 //! Each server has a temporary directory and a port of its own, so tests share nothing and run side by
@@ -20,6 +20,7 @@ mod port;
 mod postgres;
 mod process;
 mod proxy;
+mod scim;
 mod smtp;
 mod tools;
 mod wait;
@@ -34,6 +35,7 @@ pub use port::free_port;
 pub use postgres::Postgres;
 pub use process::{Process, Stopped};
 pub use proxy::{Proxy, Weather};
+pub use scim::Scim;
 pub use smtp::{Mail, Smtp, SmtpStage};
 pub use tools::promtool;
 pub use wait::{Condition, eventually};
