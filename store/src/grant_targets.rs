@@ -19,7 +19,7 @@ use uuid::Uuid;
 use vestibule_events::{Email, Person, SignUpEvent};
 
 use crate::{
-    Store, StoreError,
+    Grant, Store, StoreError,
     error::Cause,
     session::{Dialect, Session, execute, fetch_all, fetch_optional},
     text::{Moment, storable, storable_time},
@@ -339,14 +339,15 @@ impl Store {
         Ok(rows)
     }
 
-    /// Wants a target to be made right again, now: where it was found to hold something else than
-    /// it should, or where a grant is older than the target.
+    /// Wants a target to be made as it should be, now: where it was found to hold something else, or
+    /// where a grant is older than the target. `before` is the row as it was then; where it has
+    /// changed meanwhile nothing happens.
     pub async fn repair_grant_target(
         &self,
-        grant: &crate::Grant,
+        grant: &Grant,
         target: &str,
         wanted: Wanted,
-        email: Option<&Email>,
+        before: Option<&GrantTarget>,
         now: OffsetDateTime,
     ) -> Result<Option<GrantTarget>, StoreError> {
         let mut session = self.write().await?;
@@ -355,11 +356,14 @@ impl Store {
             sqlx::query_as(
                 "INSERT INTO grant_targets (person, role, target, wanted, state, version, event_id,
                      email, expires_at, since, due_at, tries)
-                 VALUES ($1, $2, $3, $4, 'pending', 1, $5, $6, $7, $8, $9, 0)
+                 VALUES ($1, $2, $3, $4, 'pending', 1, $5,
+                     (SELECT email FROM people WHERE person = $1), $6, $7, $8, 0)
                  ON CONFLICT (person, role, target) DO UPDATE SET
-                     state = 'pending', version = grant_targets.version + 1, due_at = $9,
-                     tries = 0, error = NULL
-                 WHERE grant_targets.wanted = excluded.wanted
+                     wanted = excluded.wanted, state = 'pending',
+                     version = grant_targets.version + 1, expires_at = excluded.expires_at,
+                     email = COALESCE(grant_targets.email, excluded.email),
+                     due_at = $8, tries = 0, error = NULL
+                 WHERE grant_targets.version = $9
                  RETURNING *"
             )
             .bind(grant.person.as_str())
@@ -367,10 +371,10 @@ impl Store {
             .bind(target)
             .bind(wanted.as_str())
             .bind(grant.event_id)
-            .bind(email.map(|it| storable(it.expose())))
             .bind(grant.expires_at.map(Moment))
             .bind(storable_time(now))
             .bind(Moment(now))
+            .bind(before.map_or(0, |it| it.version))
         )?;
         session.commit().await?;
         row.map(GrantTarget::try_from).transpose()

@@ -5,9 +5,9 @@
 //! that nothing is left to do.
 //!
 //! That also settles the order in which PostgreSQL takes its row locks, the same everywhere: inbox,
-//! sign-up, person, grants by role, requests for approval by expiry, sightings of accounts,
-//! confirmations, outbox. Nobody waits for an earlier one while holding a later one, so there are no
-//! deadlocks.
+//! sign-up, person, grants by role, what targets hold of them, requests for approval by expiry,
+//! sightings of accounts, confirmations, outbox. Nobody waits for an earlier one while holding a later
+//! one, so there are no deadlocks.
 
 use time::OffsetDateTime;
 use uuid::Uuid;

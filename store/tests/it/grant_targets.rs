@@ -100,7 +100,9 @@ pub(crate) async fn a_row_is_in_one_hand_until_its_lease_is_over(
     }
     assert_eq!(claims.len(), 1);
     let late = NOW + LEASE;
-    assert!(store.claim_grant_target(&row, late - Duration::from_micros(1), LEASE).await?.is_none());
+    assert!(
+        store.claim_grant_target(&row, late - Duration::from_micros(1), LEASE).await?.is_none()
+    );
     let second = store.claim_grant_target(&row, late, LEASE).await?.expect("the lease is over");
 
     store.grant_target_applied(&claims[0], &Seen::default(), late).await?;
@@ -224,16 +226,18 @@ pub(crate) async fn a_repair_is_due_at_once(home: &Home) -> anyhow::Result<()> {
     grant(&store, &event, &[role("guest")]).await?;
     apply_all(&store, &event.person).await?;
     let granted = store.grants_of(&event.person).await?.remove(0);
-    let email = event.sign_up.email.as_ref();
-    let repair = async |target, wanted| {
-        store.repair_grant_target(&granted, target, wanted, email, time_of(5)).await
+    store.record_sign_up("database", &event, NOW).await?;
+    let before = rows(&store).await?.remove(0);
+    let repair = async |target, wanted, before| {
+        store.repair_grant_target(&granted, target, wanted, before, time_of(5)).await
     };
 
-    let row = repair("entra", Wanted::Present).await?.expect("it is wanted so");
+    let row = repair("entra", Wanted::Present, Some(&before)).await?.expect("it was as before");
     assert!(row.is_pending && row.seen.account.is_some());
-    assert_eq!(repair("entra", Wanted::Absent).await?, None, "something else is wanted by now");
-    let new = repair("scim", Wanted::Present).await?.expect("there was none");
+    assert_eq!(repair("entra", Wanted::Present, Some(&before)).await?, None, "it has changed");
+    let new = repair("scim", Wanted::Present, None).await?.expect("there was none");
     assert_eq!((new.event_id, &new.email), (event.id, &event.sign_up.email));
+    assert_eq!(repair("scim", Wanted::Present, None).await?, None, "somebody was faster");
     let names = ["entra".into(), "scim".into()];
     assert_eq!(store.due_grant_targets(&names, time_of(5), 10).await?.len(), 2);
     Ok(())
