@@ -214,8 +214,9 @@ async fn judge(answer: Response) -> Result<Pushed, HandleError> {
 fn code(body: &Value) -> &str {
     let error = &body["error"];
     let details = error["details"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let own = details.iter().find_map(|it| it["errorCode"].as_str());
-    let code = own.or_else(|| error["status"].as_str()).unwrap_or_default();
+    let mut own = details.iter().filter_map(|it| it["errorCode"].as_str());
+    let code =
+        own.find(|it| !it.is_empty()).or_else(|| error["status"].as_str()).unwrap_or_default();
     let is_code = code.len() <= 60 && code.bytes().all(|it| it.is_ascii_uppercase() || it == b'_');
     if is_code { code } else { "" }
 }

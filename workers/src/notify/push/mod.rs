@@ -8,6 +8,8 @@ mod apns;
 mod encrypt;
 mod fcm;
 mod keys;
+#[cfg(test)]
+mod tests;
 mod web;
 
 use time::OffsetDateTime;
