@@ -39,5 +39,5 @@ pub use proxy::{Proxy, Weather};
 pub use push::{PushCall, PushRequest, PushServices};
 pub use scim::Scim;
 pub use smtp::{Mail, Smtp, SmtpStage};
-pub use tools::promtool;
+pub use tools::{node, packages, promtool, python};
 pub use wait::{Condition, eventually};
