@@ -498,9 +498,7 @@ impl TlsReceiver {
                 // Who shows no certificate gets no further.
                 let Ok(mut stream) = acceptor.accept(stream).await else { continue };
                 let of_client = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                seen.lock()
-                    .unwrap()
-                    .extend(of_client.iter().map(|it| it.clone().into_owned()));
+                seen.lock().unwrap().extend(of_client.iter().map(|it| it.clone().into_owned()));
                 let mut request = [0; 4096];
                 let _ = stream.read(&mut request).await;
                 let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
@@ -554,11 +552,13 @@ async fn who_is_silent_or_never_ends_holds_nobody_up() -> anyhow::Result<()> {
     let url = format!("http://{}/", endless.local_addr()?);
     let server = tokio::spawn(async move {
         while let Ok((mut stream, _)) = endless.accept().await {
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
             while stream.write_all(&[b'x'; 1024]).await.is_ok() {}
         }
     });
-    let subscriber = super::WebhookSubscriber::new(settings(&url)).unwrap();
+    let subscriber = WebhookSubscriber::new(settings(&url)).unwrap();
     tokio::time::timeout(LIMIT, deliver(&subscriber)).await??;
     let exchange = tokio::time::timeout(LIMIT, subscriber.exchange(&sign_up("ada"))).await?;
     assert!(exchange.received.iter().any(|it| it.contains("too long")));
@@ -610,7 +610,7 @@ async fn an_exchange_shows_what_passed_and_no_secret() -> anyhow::Result<()> {
 #[test]
 fn all_that_is_wrong_is_told_at_once_and_no_secret() {
     let auth = WebhookAuth::ClientCredentials {
-        token_url: "http://tokens.example.com/hidden".into(),
+        token_url: "http://tokens.example.com/".into(),
         client_id: String::new(),
         client_secret: "hidden".into(),
         scope: None,
@@ -624,7 +624,7 @@ fn all_that_is_wrong_is_told_at_once_and_no_secret() {
             .into(),
         auth: Some(auth),
         timeout: Duration::ZERO,
-        authorities: Some("hidden".into()),
+        authorities: Some("no PEM".into()),
         ..WebhookSettings::new("", "https://subscriber.example.com/hidden".into(), KEY.into())
     };
     let faults = WebhookSubscriber::check(&settings).unwrap_err();
