@@ -11,6 +11,7 @@ mod auth;
 mod contract;
 mod contracts;
 mod decide;
+mod devices;
 mod metrics;
 mod serve;
 mod server;
@@ -44,6 +45,7 @@ pub use decide::{
     MessageError, MessageGap, Messages, OnError, Question, ReferenceData, RuleError, RuleOutcome,
     RuleSettings, Rules, StandIn, Standing, TRY_AGAIN, Text, Unreachable,
 };
+pub use devices::{DeviceDesk, devices_router};
 pub use serve::{Connection, ServerLimits, Stop, Tls, TlsError, TlsSettings, serve, serve_tls};
 pub use server::{Api, DuplicateConnector, router};
 pub use settings::{

@@ -4,13 +4,13 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
 use secrecy::{ExposeSecret, SecretString};
-use vestibule_api::{AnswerAfter, BearerVerifier, ConnectorSettings, Decider};
+use vestibule_api::{AnswerAfter, BearerVerifier, ConnectorSettings, Decider, DeviceDesk};
 use vestibule_events::{
     ApprovalLinks, JetStream, JetStreamConfig, LocalLog, LocalLogConfig, NatsCredentials,
     PseudonymKey, Retention, Role, relay,
@@ -22,7 +22,7 @@ use vestibule_workers::{
 };
 
 use crate::config::{
-    ChannelConfig, Config, ConnectorConfig, EffectConfig, Login, NatsConfig, SecretSource,
+    ChannelConfig, Config, ConnectorConfig, DevicesConfig, EffectConfig, Login, NatsConfig, SecretSource,
     StoreTarget, WorkerConfig,
 };
 
@@ -199,6 +199,17 @@ pub(crate) fn connector(
         contract: connector.contract.clone(),
     };
     Ok((settings, verifiers))
+}
+
+/// Where devices are registered.
+pub(crate) fn device_desk(
+    config: &Config,
+    devices: &DevicesConfig,
+    store: Arc<OnceLock<Store>>,
+) -> anyhow::Result<DeviceDesk> {
+    let token = devices.token.fetch().context("could not read the token of [devices]")?;
+    let services = devices.push_services.clone();
+    Ok(DeviceDesk::new(store, pseudonym_key(config)?, &token, services))
 }
 
 /// Whether a worker's secrets are where the configuration says.

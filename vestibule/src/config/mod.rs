@@ -7,6 +7,7 @@
 mod approvals;
 mod connectors;
 mod credentials;
+mod devices;
 mod reader;
 mod reference;
 mod secret;
@@ -27,6 +28,7 @@ pub(crate) use self::{
     approvals::ApprovalsConfig,
     connectors::ConnectorConfig,
     credentials::CredentialConfig,
+    devices::DevicesConfig,
     reader::{Complaint, Complaints, Document, Section, did_you_mean},
     reference::{ListConfig, LookupConfig, ReferenceConfig},
     secret::SecretSource,
@@ -57,6 +59,8 @@ pub(crate) struct Config {
     /// Lists, lookups and messages: what rules refer to.
     pub(crate) reference: ReferenceConfig,
     pub(crate) approvals: ApprovalsConfig,
+    /// `None` where nobody may register devices.
+    pub(crate) devices: Option<DevicesConfig>,
     pub(crate) connectors: Vec<ConnectorConfig>,
     pub(crate) workers: Vec<WorkerConfig>,
 }
@@ -180,6 +184,7 @@ impl Config {
             let reference = reference::read(root, folder);
             let approvals =
                 root.section("approvals", |section| approvals::read(section, &reference.messages));
+            let devices = root.section("devices", devices::read);
             let around = Surroundings { listen: listen.connector, folder, reference: &reference };
             let connectors = connectors::read(root, around);
             let names: Vec<_> = connectors.iter().map(|it| it.name.as_str()).collect();
@@ -196,6 +201,7 @@ impl Config {
                 store,
                 reference,
                 approvals,
+                devices,
                 connectors,
                 workers,
             }

@@ -65,7 +65,7 @@ async fn start_up(config: Config, file: &Path, sockets: Sockets) -> anyhow::Resu
     let stop = process.stop_of(Stage::Workers);
     let backstage = backstage::run(Arc::clone(&config), worker_log, store, metrics, stop);
     process.spawn(Stage::Workers, "workers", Without::GoesOn, backstage);
-    let admin = process.admin(parts, config.listen.admin).await?;
+    let admin = process.admin(parts, &config).await?;
     banner.print(connector, admin);
     Ok(process)
 }
@@ -114,7 +114,7 @@ async fn start_api(
         parts.store = Some(store);
     }
     let connector = process.connector(&config, parts.store.clone(), &log).await?;
-    let admin = process.admin(parts, config.listen.admin).await?;
+    let admin = process.admin(parts, &config).await?;
     info!(%connector, %admin, "the connector answers");
     Ok(process)
 }
@@ -154,7 +154,7 @@ async fn start_worker(
         process.spawn(Stage::Workers, worker.name(), Without::Ends, run);
     }
     let parts = Parts { stream: Some(stream), store: Some(store), log: None };
-    let admin = process.admin(parts, config.listen.admin).await?;
+    let admin = process.admin(parts, &config).await?;
     let names: Vec<_> = workers.iter().map(|worker| worker.name()).collect();
     info!(workers = names.join(", "), %admin, "the workers run");
     Ok(process)
@@ -173,7 +173,7 @@ async fn start_relay(config: Config, sockets: Sockets) -> anyhow::Result<Process
     process.log = Some(log.clone());
     let stream = process.relay(&config, nats, &log).await?;
     let parts = Parts { stream: Some(stream), ..Parts::default() };
-    let admin = process.admin(parts, config.listen.admin).await?;
+    let admin = process.admin(parts, &config).await?;
     info!(%admin, log = %config.log_file().display(), "the relay runs");
     Ok(process)
 }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use vestibule_api::{
     AnswerAfter, Api, ApprovalDesk, Approvals, Durable, ListMetrics, LookupMetrics, ServerLimits,
-    Stop, Tls, TlsSettings, admin_router, approvals_router, publish_decisions, router, serve,
+    Stop, Tls, TlsSettings, admin_router, approvals_router, devices_router, publish_decisions, router, serve,
     serve_tls,
 };
 use vestibule_events::{JetStream, LocalLog, Role, relay};
@@ -362,7 +362,7 @@ impl Process {
     pub(super) async fn admin(
         &mut self,
         parts: Parts,
-        listen: SocketAddr,
+        config: &Config,
     ) -> anyhow::Result<SocketAddr> {
         ensure!(
             self.sockets.connector.is_none(),
@@ -370,8 +370,13 @@ impl Process {
         );
         let registry = Arc::new(std::mem::take(&mut self.registry));
         let (tls, reload) = (self.tls.clone(), self.reload.clone());
+        let store = parts.store.clone();
         let health = Health { parts, leave: self.leave.clone(), tls, reload };
-        let router = admin_router(registry, Arc::new(health));
+        let mut router = admin_router(registry, Arc::new(health));
+        if let (Some(devices), Some(store)) = (&config.devices, store) {
+            router = router.merge(devices_router(wiring::device_desk(config, devices, store)?));
+        }
+        let listen = config.listen.admin;
         let (listener, address) = bind(self.sockets.admin.take(), listen, "listen.admin").await?;
         let stop = self.stop_of(Stage::Admin);
         // Nothing is lost with a request for metrics, and the next start waits for us.

@@ -406,6 +406,10 @@ impl Acting {
             EffectConfig::Database => Does::Record,
             EffectConfig::Permissions(_) => Does::Grant,
             EffectConfig::Approvals(_) | EffectConfig::Accounts(_) => Does::Other,
+            // How many devices people have, and how many hold a role, is not known here.
+            EffectConfig::Notify(channels) if !channels.iter().all(ChannelConfig::tells_once) => {
+                Does::Other
+            }
             EffectConfig::Notify(channels) => {
                 // Nothing is sent from here, so the secrets stay where they are.
                 let filter = |channel: &ChannelConfig| {

@@ -44,29 +44,34 @@ impl ChannelConfig {
         })
     }
 
-    /// What the worker needs, with stand-ins for secrets, which may be out of reach.
-    pub(crate) fn settings_with_stand_ins(&self) -> ChannelSettings {
+    /// What the worker needs to say what it would say: stand-ins take the place of secrets, which may
+    /// be out of reach, and links lead nowhere.
+    pub(crate) fn without_secrets<'a>(
+        channels: impl IntoIterator<Item = &'a Self>,
+        approvals: &ApprovalsConfig,
+    ) -> NotifySettings {
         // Good for a URL, a header and a password alike.
         let stand_in = |_: &SecretSource| Ok("https://stand-in.invalid/topic".into());
-        self.settings(stand_in).expect("a stand-in is always there")
+        let settings = |it: &Self| it.settings(stand_in).expect("a stand-in is always there");
+        let links = ApprovalLinks::new(&PseudonymKey::new(b"a stand-in, too".to_vec()));
+        let requests = ApprovalsSettings { expires_after: approvals.expires_after };
+        let pages = |base: &String| ApprovalPages::new(base, links, requests).ok();
+        let approvals = approvals.link_base.as_ref().and_then(pages);
+        NotifySettings { channels: channels.into_iter().map(settings).collect(), approvals }
+    }
+
+    /// Whether it tells exactly once of each event.
+    pub(crate) const fn tells_once(&self) -> bool {
+        self.target.tells_once()
     }
 
     /// Complains of templates and addresses that would fail later.
     fn check(&self, section: &Section<'_>, approvals: &ApprovalsConfig) {
-        let channels = vec![self.settings_with_stand_ins()];
-        let settings = NotifySettings { channels, approvals: stand_in_pages(approvals) };
-        if let Err(complaints) = Notify::check(&settings) {
+        if let Err(complaints) = Notify::check(&Self::without_secrets([self], approvals)) {
             let key = |key| if key == "login" { "user" } else { key };
             complaints.into_iter().for_each(|it| section.complain(key(it.key), it.message));
         }
     }
-}
-
-/// Where approvers decide, with links that lead nowhere.
-pub(crate) fn stand_in_pages(approvals: &ApprovalsConfig) -> Option<ApprovalPages> {
-    let links = ApprovalLinks::new(&PseudonymKey::new(b"a stand-in, too".to_vec()));
-    let requests = ApprovalsSettings { expires_after: approvals.expires_after };
-    ApprovalPages::new(approvals.link_base.as_ref()?, links, requests).ok()
 }
 
 pub(super) fn read_channel(

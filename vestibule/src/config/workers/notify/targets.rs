@@ -115,6 +115,15 @@ impl ChannelTarget {
             }
         })
     }
+
+    /// Whether there is one message for each event, however many are told by it.
+    pub(super) const fn tells_once(&self) -> bool {
+        match self {
+            Self::Record | Self::Webhook { .. } | Self::Ntfy { .. } => true,
+            Self::Mail { to, .. } => !matches!(to, Recipient::Role(_)),
+            Self::WebPush { .. } | Self::Fcm { .. } | Self::Apns { .. } => false,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
