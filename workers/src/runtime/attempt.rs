@@ -63,6 +63,9 @@ pub(super) struct Desk {
     seats: Semaphore,
     bucket: Option<Mutex<Bucket>>,
     store_pace: Mutex<Pace>,
+    /// Whether the worker is paused is read or written, and the gate set, by one at a time: what was
+    /// read before cannot undo what was written since.
+    pausing: tokio::sync::Mutex<()>,
     stop: CancellationToken,
 }
 
@@ -125,6 +128,7 @@ impl Desk {
             seats,
             bucket,
             store_pace: Mutex::default(),
+            pausing: tokio::sync::Mutex::default(),
             stop,
         }
     }
@@ -468,9 +472,17 @@ impl Desk {
         self.put_back(held, pause).await;
     }
 
+    /// What the operators want.
+    pub(super) async fn hear_whether_paused(&self, store: &Store) -> Result<(), StoreError> {
+        let _one_at_a_time = self.pausing.lock().await;
+        self.gate.set_paused(store.paused(self.name()).await?.is_some());
+        Ok(())
+    }
+
     /// The target wants no more events. Who goes on sending it some does not do as the answer says,
     /// and who parked them all would leave nothing to resume with.
     async fn pause_worker(&self, held: &Held, source: &anyhow::Error) {
+        let _one_at_a_time = self.pausing.lock().await;
         let (reason, now) = (text::of(source), OffsetDateTime::now_utc());
         match self.store.pause_worker(self.name(), "vestibule", &reason, now).await {
             Ok(Done::Now) => error!(
