@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     approvals::ApprovalsCommand, backup::BackupArgs, check::CheckArgs, dead::DeadCommand,
-    doctor::DoctorArgs, replay::ReplayArgs, simulate::SimulateArgs, test::TestArgs,
-    trying::TryArgs, workers::WorkerCommand,
+    doctor::DoctorArgs, replay::ReplayArgs, simulate::SimulateArgs,
+    subscribers::SubscriberCommand, test::TestArgs, trying::TryArgs, workers::WorkerCommand,
 };
 
 /// The business-logic layer behind self-service sign-up.
@@ -105,6 +105,11 @@ pub(crate) enum Command {
         names: Vec<String>,
         #[command(subcommand)]
         command: Option<WorkerCommand>,
+    },
+    /// Add, try, watch and remove subscribers: workers of your own
+    Subscriber {
+        #[command(subcommand)]
+        command: SubscriberCommand,
     },
     /// Look at dead letters: events that a worker gave up; send them back, or drop them
     Dead {

@@ -17,6 +17,7 @@ mod ready;
 mod replay;
 mod run;
 mod simulate;
+mod subscribers;
 mod telemetry;
 mod test;
 mod trial;
@@ -83,6 +84,9 @@ async fn execute(cli: Cli, sockets: run::Sockets) -> anyhow::Result<ExitCode> {
         }
         Command::Worker { command: Some(command), .. } => {
             workers::workers(command, &load()?).await?;
+        }
+        Command::Subscriber { command } => {
+            return subscribers::subscribers(command, &load()?).await;
         }
         Command::Dead { command } => return dead::dead(command, &load()?).await,
         Command::Relay => run::relay(load()?, sockets).await?,

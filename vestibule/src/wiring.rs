@@ -5,6 +5,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -17,13 +18,13 @@ use vestibule_events::{
 };
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_workers::{
-    Accounts, ApprovalPages, ApprovalsSettings, Database, Notify, NotifySettings, Permissions,
-    PermissionsSettings, Worker,
+    Accounts, ApprovalPages, ApprovalsSettings, Database, ExecSubscriber, Filtered, Inbox, Notify,
+    NotifySettings, Permissions, PermissionsSettings, WebhookSubscriber, Worker,
 };
 
 use crate::config::{
     ChannelConfig, Config, ConnectorConfig, DevicesConfig, EffectConfig, Login, NatsConfig, SecretSource,
-    StoreTarget, WorkerConfig,
+    StoreTarget, SubscriberConfig, WaySettings, WorkerConfig,
 };
 
 /// Makes the data folder, readable by nobody else: what people typed into a form lies in it.
@@ -219,6 +220,9 @@ pub(crate) fn check_secrets(config: &WorkerConfig) -> anyhow::Result<()> {
             channels.iter().try_for_each(|it| it.settings(SecretSource::fetch).map(drop))
         }
         EffectConfig::Accounts(accounts) => accounts.settings(SecretSource::fetch).map(drop),
+        EffectConfig::Subscriber(subscriber) => {
+            subscriber.way.secrets().into_iter().try_for_each(|it| it.fetch().map(drop))
+        }
         EffectConfig::Database | EffectConfig::Permissions(_) | EffectConfig::Approvals(_) => {
             Ok(())
         }
@@ -258,10 +262,32 @@ pub(crate) fn worker(
             let settings = accounts.settings(SecretSource::fetch)?;
             Arc::new(Accounts::new(settings, store.clone()).map_err(listed)?)
         }
+        EffectConfig::Subscriber(it) => subscriber(it, worker.settings.timeout, store)?,
     })
 }
 
-fn listed(complaints: Vec<impl std::fmt::Display>) -> anyhow::Error {
+fn subscriber(
+    config: &SubscriberConfig,
+    timeout: Duration,
+    store: &Store,
+) -> anyhow::Result<Arc<dyn Worker>> {
+    let worker: Arc<dyn Worker> = match config.way.settings(&config.name, timeout)? {
+        Some(WaySettings::Webhook(settings)) => {
+            Arc::new(WebhookSubscriber::new(settings).map_err(listed)?)
+        }
+        Some(WaySettings::Exec(settings)) => {
+            Arc::new(ExecSubscriber::new(settings).map_err(listed)?)
+        }
+        None => bail!("it takes its events from the stream itself"),
+    };
+    let worker: Arc<dyn Worker> = Arc::new(Inbox::new(worker, store.clone()));
+    Ok(match &config.when {
+        Some(when) => Arc::new(Filtered::new(when, worker).map_err(listed)?),
+        None => worker,
+    })
+}
+
+pub(crate) fn listed(complaints: Vec<impl std::fmt::Display>) -> anyhow::Error {
     let lines: Vec<_> = complaints.iter().map(ToString::to_string).collect();
     anyhow::anyhow!(lines.join("\n"))
 }

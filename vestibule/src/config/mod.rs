@@ -11,6 +11,7 @@ mod devices;
 mod reader;
 mod reference;
 mod secret;
+mod subscribers;
 mod values;
 mod workers;
 
@@ -23,7 +24,6 @@ use std::{
 use anyhow::Context;
 use vestibule_api::FileStamp;
 
-use self::connectors::Surroundings;
 pub(crate) use self::{
     approvals::ApprovalsConfig,
     connectors::ConnectorConfig,
@@ -32,8 +32,10 @@ pub(crate) use self::{
     reader::{Complaint, Complaints, Document, Section, did_you_mean},
     reference::{ListConfig, LookupConfig, ReferenceConfig},
     secret::SecretSource,
-    workers::{ChannelConfig, EffectConfig, WorkerConfig},
+    subscribers::{SubscriberConfig, SubscribersConfig, Way, WaySettings, check_name, stamps},
+    workers::{BUILT_IN, ChannelConfig, EffectConfig, WorkerConfig},
 };
+use self::{connectors::Surroundings, subscribers::Around};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -63,6 +65,7 @@ pub(crate) struct Config {
     pub(crate) devices: Option<DevicesConfig>,
     pub(crate) connectors: Vec<ConnectorConfig>,
     pub(crate) workers: Vec<WorkerConfig>,
+    pub(crate) subscribers: SubscribersConfig,
 }
 
 #[derive(Debug)]
@@ -161,6 +164,9 @@ impl Config {
         let secrets = secrets.filter_map(SecretSource::file);
         config.files.extend(secrets.map(|it| (it.to_owned(), FileStamp::read(it))));
         config.beyond_rules = config.describe_beyond_rules();
+        let names: Vec<_> = config.connectors.iter().map(|it| it.name.as_str()).collect();
+        let around = Around { connectors: &names, has_nats: config.nats.is_some() };
+        config.subscribers.read_folder(around);
         Ok(config)
     }
 
@@ -189,6 +195,8 @@ impl Config {
             let connectors = connectors::read(root, around);
             let names: Vec<_> = connectors.iter().map(|it| it.name.as_str()).collect();
             let workers = workers::read(root, &names, &approvals);
+            let around = Around { connectors: &names, has_nats: nats.is_some() };
+            let subscribers = SubscribersConfig::read(root, file, around);
             Self {
                 file: file.to_owned(),
                 files: Vec::new(),
@@ -204,6 +212,7 @@ impl Config {
                 devices,
                 connectors,
                 workers,
+                subscribers,
             }
         })
     }
@@ -221,6 +230,23 @@ impl Config {
         self.approvals.is_configured
             || self.connectors.iter().any(|it| it.rules.ask_for_approval())
             || self.workers.iter().any(|it| matches!(it.effect, EffectConfig::Approvals(_)))
+    }
+
+    /// A file of a subscriber as it would be read.
+    pub(crate) fn parse_subscriber(
+        &self,
+        name: &str,
+        file: &Path,
+        source: &str,
+    ) -> Result<Option<WorkerConfig>, Complaints> {
+        let names: Vec<_> = self.connectors.iter().map(|it| it.name.as_str()).collect();
+        let around = Around { connectors: &names, has_nats: self.nats.is_some() };
+        subscribers::parse(name, file, source, around)
+    }
+
+    /// All workers, subscribers among them.
+    pub(crate) fn all_workers(&self) -> impl Iterator<Item = &WorkerConfig> {
+        self.workers.iter().chain(&self.subscribers.subscribers)
     }
 
     /// The file of the local log.

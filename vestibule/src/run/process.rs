@@ -112,10 +112,10 @@ pub(super) enum Without {
     GoesOn,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Part {
     stage: Stage,
-    name: &'static str,
+    name: String,
     without: Without,
 }
 
@@ -199,12 +199,12 @@ impl Process {
     pub(super) fn spawn(
         &mut self,
         stage: Stage,
-        name: &'static str,
+        name: impl Into<String>,
         without: Without,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
         let task = self.tasks.spawn(task);
-        self.running.insert(task.id(), Part { stage, name, without });
+        self.running.insert(task.id(), Part { stage, name: name.into(), without });
     }
 
     /// Tells parts of a stage to stop.
@@ -393,7 +393,7 @@ impl Process {
     }
 
     /// Returns when the process is worth nothing any more, with the name of what it lacks.
-    async fn lost(&mut self) -> &'static str {
+    async fn lost(&mut self) -> String {
         loop {
             match self.next_ended().await {
                 Some((part, false)) if part.without == Without::Ends => return part.name,
@@ -409,7 +409,7 @@ impl Process {
         let ended = self.tasks.join_next_with_id().await?;
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let part = self.running.remove(&id).expect("every task was noted when it was spawned");
-        let name = part.name;
+        let name = part.name.as_str();
         let went_well = match ended {
             Ok((_, Ok(()))) => true,
             Ok((_, Err(error))) => {
@@ -456,7 +456,7 @@ impl Process {
         });
         if ended.await.is_err() {
             let left = self.running.values().filter(|it| it.stage == stage);
-            let left: Vec<_> = left.map(|it| it.name).collect();
+            let left: Vec<_> = left.map(|it| it.name.as_str()).collect();
             warn!(
                 parts = left.join(", "),
                 "left at the stop, for they did not finish in their time; the next start takes up \

@@ -136,7 +136,7 @@ pub(super) struct Verified {
     /// Accepted events of this run.
     pub(super) accepted_events: usize,
     /// For each configured worker, how many of them it has dealt with exactly once.
-    pub(super) acted_on: BTreeMap<&'static str, usize>,
+    pub(super) acted_on: BTreeMap<String, usize>,
     pub(super) differences: Vec<Difference>,
     /// Something to consider, where all of it looks as if we looked in the wrong place.
     pub(super) hint: Option<String>,
@@ -305,8 +305,8 @@ impl Verifier {
     /// know.
     async fn is_quiet(&self) -> bool {
         for worker in &self.workers {
-            let backlog = self.log.backlog(worker.name).await;
-            let waits = self.store.next_retry(worker.name).await;
+            let backlog = self.log.backlog(&worker.name).await;
+            let waits = self.store.next_retry(&worker.name).await;
             if backlog.is_ok_and(|it| it.is_some_and(|it| !it.is_empty()))
                 || waits.is_ok_and(|it| it.is_some())
             {
@@ -316,7 +316,7 @@ impl Verifier {
         true
     }
 
-    fn acted_on(&self, effects: &HashMap<Uuid, Effects>) -> BTreeMap<&'static str, usize> {
+    fn acted_on(&self, effects: &HashMap<Uuid, Effects>) -> BTreeMap<String, usize> {
         let done = |worker: &Acting| {
             let is_done = |seen: &&Seen| {
                 let found = effects.get(&seen.id).copied().unwrap_or_default();
@@ -325,7 +325,7 @@ impl Verifier {
             };
             self.seen.iter().filter(is_done).count()
         };
-        self.workers.iter().map(|worker| (worker.name, done(worker))).collect()
+        self.workers.iter().map(|worker| (worker.name.clone(), done(worker))).collect()
     }
 
     fn counts_changes(&self) -> bool {
@@ -385,7 +385,7 @@ impl Seen {
 /// A worker, as far as it matters what it should do.
 #[derive(Debug)]
 struct Acting {
-    name: &'static str,
+    name: String,
     filter: Filter,
     does: Does,
 }
@@ -405,7 +405,9 @@ impl Acting {
         let does = match &worker.effect {
             EffectConfig::Database => Does::Record,
             EffectConfig::Permissions(_) => Does::Grant,
-            EffectConfig::Approvals(_) | EffectConfig::Accounts(_) => Does::Other,
+            EffectConfig::Approvals(_)
+            | EffectConfig::Accounts(_)
+            | EffectConfig::Subscriber(_) => Does::Other,
             // How many devices people have, and how many hold a role, is not known here.
             EffectConfig::Notify(channels) if !channels.iter().all(ChannelConfig::tells_once) => {
                 Does::Other
@@ -418,7 +420,7 @@ impl Acting {
                 Does::Notify(channels.iter().map(filter).collect::<anyhow::Result<_>>()?)
             }
         };
-        Ok(Self { name: worker.name(), filter: worker.settings.filter.clone(), does })
+        Ok(Self { name: worker.name().to_owned(), filter: worker.settings.filter.clone(), does })
     }
 
     const fn parts(&self) -> &'static [(&'static str, Part)] {

@@ -4,7 +4,7 @@ mod accounts;
 mod notify;
 mod permissions;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::{ConnectorName, Filter, Kind, Start};
@@ -16,7 +16,7 @@ use vestibule_workers::{
 use self::accounts::AccountsConfig;
 pub(crate) use self::notify::ChannelConfig;
 use super::{
-    ApprovalsConfig, MINUTE,
+    ApprovalsConfig, MINUTE, SecretSource, SubscriberConfig, Way,
     reader::{Section, quoted},
 };
 
@@ -29,16 +29,43 @@ pub(crate) struct WorkerConfig {
 
 impl WorkerConfig {
     /// The name of the durable consumer, too.
-    pub(crate) const fn name(&self) -> &'static str {
-        match self.effect {
-            EffectConfig::Notify(_) => "notify",
-            EffectConfig::Database => "database",
-            EffectConfig::Permissions(_) => "permissions",
-            EffectConfig::Approvals(_) => "approvals",
-            EffectConfig::Accounts(_) => "accounts",
+    pub(crate) fn name(&self) -> &str {
+        match &self.effect {
+            EffectConfig::Notify(_) => Notify::NAME,
+            EffectConfig::Database => Database::NAME,
+            EffectConfig::Permissions(_) => Permissions::NAME,
+            EffectConfig::Approvals(_) => Approvals::NAME,
+            EffectConfig::Accounts(_) => Accounts::NAME,
+            EffectConfig::Subscriber(it) => &it.name,
         }
     }
+
+    /// Where it is configured.
+    pub(crate) fn place(&self) -> String {
+        match &self.effect {
+            EffectConfig::Subscriber(it) => it.file.display().to_string(),
+            _ => format!("workers.{}", self.name()),
+        }
+    }
+
+    /// Whether a process of ours runs it.
+    pub(crate) const fn runs_here(&self) -> bool {
+        !matches!(&self.effect, EffectConfig::Subscriber(SubscriberConfig { way: Way::Nats, .. }))
+    }
+
+    /// The secrets of a subscriber that may change while it runs.
+    pub(crate) fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let subscriber = match &self.effect {
+            EffectConfig::Subscriber(it) => Some(it),
+            _ => None,
+        };
+        subscriber.into_iter().flat_map(|it| it.way.secrets()).filter_map(SecretSource::file)
+    }
 }
+
+/// Every worker of our own, configured or not.
+pub(crate) const BUILT_IN: [&str; 5] =
+    [Notify::NAME, Database::NAME, Permissions::NAME, Approvals::NAME, Accounts::NAME];
 
 /// What a worker does, with what only it needs.
 #[derive(Debug)]
@@ -48,6 +75,7 @@ pub(crate) enum EffectConfig {
     Permissions(Vec<GrantRule>),
     Approvals(ApprovalsSettings),
     Accounts(AccountsConfig),
+    Subscriber(SubscriberConfig),
 }
 
 /// `connectors` are those of the file: a worker that waits for another one's events waits for ever.
@@ -95,7 +123,7 @@ pub(super) fn read(
 
 /// What every worker has, or `None` where the file does not want this one. `kinds` is what it is
 /// given where the file does not say; none of them are all.
-fn read_worker(
+pub(super) fn read_worker(
     section: &mut Section<'_>,
     effect: Option<EffectConfig>,
     kinds: &[Kind],
