@@ -12,6 +12,7 @@ mod dead;
 mod deciding;
 mod doctor;
 mod migrate;
+mod permissions;
 mod readiness;
 mod ready;
 mod replay;
@@ -97,6 +98,9 @@ async fn execute(cli: Cli, sockets: run::Sockets) -> anyhow::Result<ExitCode> {
         Command::Test(args) => return test::test(args, &load()?).await,
         Command::Simulate(args) => return simulate::simulate(args, load).await,
         Command::Approvals { command } => approvals::approvals(command, &load()?).await?,
+        Command::Permissions { command } => {
+            return permissions::permissions(command, &load()?).await;
+        }
         Command::Replay(args) => replay::replay(args, &load()?).await?,
         Command::Backup(args) => backup::backup(args, load).await?,
         Command::Ready => return ready::ready(admin, load).await,

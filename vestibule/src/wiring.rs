@@ -19,12 +19,12 @@ use vestibule_events::{
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_workers::{
     Accounts, ApprovalPages, ApprovalsSettings, Database, ExecSubscriber, Filtered, Inbox, Notify,
-    NotifySettings, Permissions, PermissionsSettings, WebhookSubscriber, Worker,
+    NotifySettings, PermissionTargets, Permissions, PermissionsSettings, WebhookSubscriber, Worker,
 };
 
 use crate::config::{
-    ChannelConfig, Config, ConnectorConfig, DevicesConfig, EffectConfig, Login, NatsConfig, SecretSource,
-    StoreTarget, SubscriberConfig, WaySettings, WorkerConfig,
+    ChannelConfig, Config, ConnectorConfig, DevicesConfig, EffectConfig, Login, NatsConfig,
+    PermissionsConfig, SecretSource, StoreTarget, SubscriberConfig, WaySettings, WorkerConfig,
 };
 
 /// Makes the data folder, readable by nobody else: what people typed into a form lies in it.
@@ -223,9 +223,10 @@ pub(crate) fn check_secrets(config: &WorkerConfig) -> anyhow::Result<()> {
         EffectConfig::Subscriber(subscriber) => {
             subscriber.way.secrets().into_iter().try_for_each(|it| it.fetch().map(drop))
         }
-        EffectConfig::Database | EffectConfig::Permissions(_) | EffectConfig::Approvals(_) => {
-            Ok(())
+        EffectConfig::Permissions(permissions) => {
+            permissions.targets.iter().try_for_each(|it| it.settings(SecretSource::fetch).map(drop))
         }
+        EffectConfig::Database | EffectConfig::Approvals(_) => Ok(()),
     }
 }
 
@@ -251,9 +252,10 @@ pub(crate) fn worker(
             let settings = NotifySettings { channels, approvals: approval_pages(config)? };
             Arc::new(Notify::new(settings, store.clone()).map_err(listed)?)
         }
-        EffectConfig::Permissions(rules) => {
-            let settings = PermissionsSettings { rules: rules.clone() };
-            Arc::new(Permissions::new(settings, store.clone()).map_err(listed)?)
+        EffectConfig::Permissions(permissions) => {
+            let targets = permission_targets(permissions, worker.settings.timeout, store)?;
+            let settings = PermissionsSettings { rules: permissions.rules.clone() };
+            Arc::new(Permissions::new(settings, targets, store.clone()).map_err(listed)?)
         }
         EffectConfig::Approvals(settings) => {
             Arc::new(vestibule_workers::Approvals::new(*settings, store.clone()))
@@ -285,6 +287,17 @@ fn subscriber(
         Some(when) => Arc::new(Filtered::new(when, worker).map_err(listed)?),
         None => worker,
     })
+}
+
+/// Where granted roles are to be held. `timeout` is of an attempt.
+pub(crate) fn permission_targets(
+    permissions: &PermissionsConfig,
+    timeout: Duration,
+    store: &Store,
+) -> anyhow::Result<PermissionTargets> {
+    let targets = permissions.targets.iter().map(|it| it.settings(SecretSource::fetch));
+    let targets = targets.collect::<anyhow::Result<_>>()?;
+    PermissionTargets::new(targets, store.clone(), timeout).map_err(listed)
 }
 
 pub(crate) fn listed(complaints: Vec<impl std::fmt::Display>) -> anyhow::Error {

@@ -117,7 +117,10 @@ pub use notify::{
     LocaleSettings, MailLogin, MailTls, Notify, NotifySettings, NtfyPriority, NtfySettings, Preview,
     PreviewText, Recipient, Urgency, WebPushSettings, WebhookFormat,
 };
-pub use permissions::{GrantRule, Permissions, PermissionsSettings, RuleError};
+pub use permissions::{
+    Actual, Comparison, Difference, GrantRule, PermissionTargets, Permissions, PermissionsSettings,
+    RuleError, ScimSettings, SqlSettings, TargetError, TargetKind, TargetSettings, Unreadable,
+};
 pub use runtime::{
     BreakerPolicy, Cause, HandleError, NoRate, Rate, RetryPolicy, Task, Worker, WorkerSettings,
     consumer_spec, run,

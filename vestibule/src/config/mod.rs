@@ -33,7 +33,7 @@ pub(crate) use self::{
     reference::{ListConfig, LookupConfig, ReferenceConfig},
     secret::SecretSource,
     subscribers::{SubscriberConfig, SubscribersConfig, Way, WaySettings, check_name, stamps},
-    workers::{BUILT_IN, ChannelConfig, EffectConfig, WorkerConfig},
+    workers::{BUILT_IN, ChannelConfig, EffectConfig, PermissionsConfig, WorkerConfig},
 };
 use self::{connectors::Surroundings, subscribers::Around};
 

@@ -1,6 +1,7 @@
 //! The `[workers]` tables: the built-in workers and how each of them goes about its work.
 
 mod accounts;
+mod graph;
 mod notify;
 mod permissions;
 
@@ -9,12 +10,12 @@ use std::{path::Path, time::Duration};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::{ConnectorName, Filter, Kind, Start};
 use vestibule_workers::{
-    Accounts, Approvals, ApprovalsSettings, BreakerPolicy, Database, GrantRule, Notify,
-    Permissions, RetryPolicy, WorkerSettings,
+    Accounts, Approvals, ApprovalsSettings, BreakerPolicy, Database, Notify, Permissions,
+    RetryPolicy, WorkerSettings,
 };
 
 use self::accounts::AccountsConfig;
-pub(crate) use self::notify::ChannelConfig;
+pub(crate) use self::{notify::ChannelConfig, permissions::PermissionsConfig};
 use super::{
     ApprovalsConfig, MINUTE, SecretSource, SubscriberConfig, Way,
     reader::{Section, quoted},
@@ -72,7 +73,7 @@ pub(crate) const BUILT_IN: [&str; 5] =
 pub(crate) enum EffectConfig {
     Notify(Vec<ChannelConfig>),
     Database,
-    Permissions(Vec<GrantRule>),
+    Permissions(PermissionsConfig),
     Approvals(ApprovalsSettings),
     Accounts(AccountsConfig),
     Subscriber(SubscriberConfig),
@@ -100,21 +101,20 @@ pub(super) fn read(
         let database = section.section("database", |it| {
             read_worker(it, Some(EffectConfig::Database), Database::KINDS, connectors)
         });
-        let permissions = section.section("permissions", |it| {
-            let rules = it.sections("rules", permissions::read_rule);
-            if it.is_present() && rules.is_empty() {
-                it.complain("", "needs at least one [[workers.permissions.rules]] table");
-            }
-            let effect = EffectConfig::Permissions(rules);
-            read_worker(it, Some(effect), Permissions::KINDS, connectors)
-        });
         let asked = section.section("approvals", |it| {
             let effect = EffectConfig::Approvals(ApprovalsSettings { expires_after });
             read_worker(it, Some(effect), Approvals::KINDS, connectors)
         });
+        // Whoever makes accounts in a directory need not name it twice.
+        let mut directory = None;
         let accounts = section.section("accounts", |it| {
-            let effect = accounts::read(it).map(EffectConfig::Accounts);
-            read_worker(it, effect, Accounts::KINDS, connectors)
+            let accounts = accounts::read(it);
+            directory = accounts.as_ref().map(|it| it.graph.clone());
+            read_worker(it, accounts.map(EffectConfig::Accounts), Accounts::KINDS, connectors)
+        });
+        let permissions = section.section("permissions", |it| {
+            let effect = EffectConfig::Permissions(permissions::read(it, directory.as_ref()));
+            read_worker(it, Some(effect), Permissions::KINDS, connectors)
         });
         let workers = [notify, database, permissions, asked, accounts];
         workers.into_iter().flatten().collect()
