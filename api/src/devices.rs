@@ -340,3 +340,166 @@ impl Subscription {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt as _;
+    use vestibule_store::{StoreOptions, StoreUrl};
+
+    use super::*;
+
+    const TOKEN: &str = "let-me-in";
+
+    fn web(endpoint: &str) -> serde_json::Value {
+        let key = BASE64URL_NOPAD.encode(&[[4].as_slice(), &[7; 64]].concat());
+        let auth = BASE64URL_NOPAD.encode(&[9; 16]);
+        json!({
+            "person": { "email": "Ada@Example.com" },
+            "kind": "web-push",
+            "label": "laptop",
+            "subscription": { "endpoint": endpoint, "keys": { "p256dh": key, "auth": auth } },
+        })
+    }
+
+    struct Desk {
+        router: Router,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Desk {
+        async fn open() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let url = StoreUrl::Sqlite(folder.path().join("store.db"));
+            let store = Store::open(&url, StoreOptions::default()).await.unwrap();
+            store.migrate().await.unwrap();
+            Self::with(Arc::new(OnceLock::from(store)), folder)
+        }
+
+        fn with(store: Arc<OnceLock<Store>>, folder: tempfile::TempDir) -> Self {
+            let services = DeviceDesk::PUSH_SERVICES.map(str::to_owned).to_vec();
+            let key = PseudonymKey::new(vec![1; 32]);
+            let desk = DeviceDesk::new(store, key, &TOKEN.into(), services);
+            Self { router: devices_router(desk), _folder: folder }
+        }
+
+        async fn call(
+            &self,
+            method: &str,
+            uri: &str,
+            token: &str,
+            body: String,
+        ) -> (u16, serde_json::Value) {
+            let request = Request::builder()
+                .method(method)
+                .uri(uri)
+                .header("authorization", token)
+                .body(Body::from(body))
+                .unwrap();
+            let response = self.router.clone().oneshot(request).await.unwrap();
+            let status = response.status().as_u16();
+            let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            (status, serde_json::from_slice(&body).unwrap_or_default())
+        }
+
+        async fn post(&self, body: &serde_json::Value) -> (u16, serde_json::Value) {
+            self.call("POST", "/devices", "Bearer let-me-in", body.to_string()).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_device_is_registered_listed_and_removed() {
+        let desk = Desk::open().await;
+        let endpoint = "https://updates.push.services.mozilla.com/wpush/v2/abc";
+
+        let (status, made) = desk.post(&web(endpoint)).await;
+        assert_eq!(status, 201, "{made}");
+        assert_eq!(desk.post(&web(endpoint)).await, (201, made.clone()), "the same device");
+        for (kind, token) in [("fcm", "abc:def"), ("apns", "00FF")] {
+            let device =
+                json!({ "person": { "email": " ada@example.com" }, "kind": kind, "token": token });
+            let (status, other) = desk.post(&device).await;
+            assert_eq!((status, &other["person"]), (201, &made["person"]), "{kind}");
+        }
+
+        let list = format!("/devices?person={}", made["person"].as_str().unwrap());
+        let (status, listed) = desk.call("GET", &list, "bearer let-me-in", String::new()).await;
+        assert_eq!((status, listed.as_array().map(Vec::len)), (200, Some(3)));
+        assert_eq!(
+            (&listed[0]["kind"], &listed[0]["label"]),
+            (&json!("web-push"), &json!("laptop"))
+        );
+        let text = listed.to_string();
+        assert!(!text.contains("mozilla") && !text.contains("abc:def"), "{text}");
+
+        let one = format!("/devices/{}", made["id"].as_str().unwrap());
+        for expected in [204, 404] {
+            let (status, _) = desk.call("DELETE", &one, "Bearer let-me-in", String::new()).await;
+            assert_eq!(status, expected);
+        }
+        let (_, listed) = desk.call("GET", &list, "Bearer let-me-in", String::new()).await;
+        assert_eq!(listed[0]["removed_reason"], "unregistered");
+        let (status, _) =
+            desk.call("DELETE", "/devices/1", "Bearer let-me-in", String::new()).await;
+        assert_eq!(status, 404);
+    }
+
+    #[tokio::test]
+    async fn without_the_token_nothing_is_read_and_nothing_done() {
+        let desk = Desk::open().await;
+        let body = web("https://fcm.googleapis.com/fcm/send/abc");
+        for token in ["", "Bearer", "Bearer ", "Bearer let-me-im", "Basic let-me-in", "let-me-in"] {
+            for (method, uri) in
+                [("POST", "/devices"), ("GET", "/devices?person=x"), ("DELETE", "/devices/x")]
+            {
+                let (status, _) = desk.call(method, uri, token, body.to_string()).await;
+                assert_eq!(status, 401, "{method} {token:?}");
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let away = Desk::with(Arc::default(), folder);
+        assert_eq!(away.post(&body).await.0, 503, "the store is not open yet");
+    }
+
+    #[tokio::test]
+    async fn what_leads_elsewhere_or_is_no_device_is_refused() {
+        let desk = Desk::open().await;
+        for endpoint in [
+            "",
+            "https://example.com/",
+            "https://evilfcm.googleapis.com.example.com/",
+            "https://evil-fcm.googleapis.com/",
+            "http://fcm.googleapis.com/",
+            "http://127.0.0.1/",
+            "http://169.254.169.254/",
+            "https://fcm.googleapis.com@example.com/",
+        ] {
+            let (status, answer) = desk.post(&web(endpoint)).await;
+            assert_eq!(status, 400, "{endpoint}: {answer}");
+            assert!(!answer.to_string().contains("example.com"), "{answer}");
+        }
+        let person = json!({ "email": "ada@example.com" });
+        let mut key = web("https://fcm.googleapis.com/x");
+        key["subscription"]["keys"]["p256dh"] = json!("AAAA");
+        let mut label = web("https://fcm.googleapis.com/x");
+        label["label"] = json!("x".repeat(101));
+        for body in [
+            key,
+            label,
+            json!({}),
+            json!([]),
+            json!({ "person": person, "kind": "pager", "token": "x" }),
+            json!({ "person": person, "kind": "fcm", "token": "" }),
+            json!({ "person": person, "kind": "fcm", "token": "a b" }),
+            json!({ "person": person, "kind": "apns", "token": "../../x" }),
+            json!({ "person": { "email": "ada" }, "kind": "apns", "token": "00" }),
+            json!({ "person": { "issuer": "google.com" }, "kind": "apns", "token": "00" }),
+        ] {
+            assert_eq!(desk.post(&body).await.0, 400, "{body}");
+        }
+        let long = format!("{{\"label\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX));
+        let (status, _) = desk.call("POST", "/devices", "Bearer let-me-in", long).await;
+        assert_eq!(status, 413);
+        let (status, _) = desk.call("GET", "/devices", "Bearer let-me-in", String::new()).await;
+        assert_eq!(status, 400);
+    }
+}
