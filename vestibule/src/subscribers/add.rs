@@ -179,7 +179,7 @@ fn text(args: &AddArgs, key: Option<&Path>, now: OffsetDateTime) -> anyhow::Resu
     // Not `now`, which would be when something first takes the file up.
     let start = match &args.start {
         Some(start) => start.clone(),
-        None => now.replace_nanosecond(0)?.format(&Rfc3339)?,
+        None => now.replace_millisecond(now.millisecond())?.format(&Rfc3339)?,
     };
     lines.push(format!("start = {}", quoted(&start)));
     let WayArgs { webhook, exec, nats: _ } = &args.way;
