@@ -28,13 +28,13 @@ use vestibule_events::{
 use vestibule_store::Store;
 
 pub use self::database::{TargetDatabase, TargetDatabaseError};
+pub(crate) use self::named::{Dialect, NamedStatement};
 use self::{
     batch::{Call, Lanes, Prepared, Work},
     database::Text,
     parameter::Parameter,
     session::{Inbox, Place, Target},
 };
-pub(crate) use self::named::{Dialect, NamedStatement};
 use crate::{Cause, HandleError, SettingError, Task, Worker};
 
 /// What a worker `statements-NAME` is to do.
@@ -125,25 +125,27 @@ impl Statements {
         name.len() <= 60 && name.split('.').count() <= 2 && name.split('.').all(is_word)
     }
 
-    /// Asks the database whether it takes the statements, and says what it says against each. The
-    /// table of what was done is made if it is missing.
-    pub async fn verify(settings: &StatementsSettings, store: &Store) -> anyhow::Result<Vec<String>> {
-        let (_, lanes) = prepared(settings, store).map_err(|errors| anyhow!(errors.join("\n")))?;
-        Ok(lanes.verify().await?)
+    /// Asks a database of the user's whether it takes the statements, and says what it says against
+    /// each. The table of what was done is made if it is missing.
+    pub async fn verify(settings: &StatementsSettings) -> anyhow::Result<Vec<String>> {
+        let Some(database) = &settings.database else { return Ok(Vec::new()) };
+        match prepared(settings, database.dialect(), other(settings, database)) {
+            Ok((_, lanes)) => Ok(lanes.verify().await?),
+            Err(complaints) => Ok(complaints),
+        }
     }
 
     /// Begins to look at the database at once, in tasks of their own; so there must be a runtime.
     pub fn new(settings: &StatementsSettings, store: &Store) -> Result<Self, Vec<String>> {
-        let (statements, lanes) = prepared(settings, store)?;
-        let one_writer = match &lanes.place.target {
-            Target::Store(store) => !store.is_postgres(),
-            Target::Other { database, .. } => database.dialect() == Dialect::Sqlite,
+        let (dialect, target) = match &settings.database {
+            Some(database) => (database.dialect(), other(settings, database)),
+            None if store.is_postgres() => (Dialect::Postgres, Target::Store(store.clone())),
+            None => (Dialect::Sqlite, Target::Store(store.clone())),
         };
-        let count = if one_writer { 1 } else { settings.connections.max(1) };
-        let (queue, waiting) = mpsc::channel(QUEUE);
-        let name = lanes.place.worker.clone();
-        lanes.start(count, waiting);
-        Ok(Self { name, statements, queue })
+        let (statements, lanes) = prepared(settings, dialect, target)?;
+        // SQLite has one writer.
+        let count = if dialect == Dialect::Sqlite { 1 } else { settings.connections.max(1) };
+        Ok(start(statements, lanes, count))
     }
 
     /// The statements that an event asks for, with their values.
@@ -192,16 +194,24 @@ impl Worker for Statements {
     }
 }
 
+fn start(statements: Vec<Statement>, lanes: Lanes, count: usize) -> Statements {
+    let (queue, waiting) = mpsc::channel(QUEUE);
+    let name = lanes.place.worker.clone();
+    lanes.start(count, waiting);
+    Statements { name, statements, queue }
+}
+
+fn other(settings: &StatementsSettings, database: &TargetDatabase) -> Target {
+    let inbox = Inbox::new(&settings.inbox_table, database.dialect());
+    Target::Other { database: database.clone(), inbox }
+}
+
 /// What is evaluated here, and what is run over there.
 fn prepared(
     settings: &StatementsSettings,
-    store: &Store,
+    dialect: Dialect,
+    target: Target,
 ) -> Result<(Vec<Statement>, Lanes), Vec<String>> {
-    let dialect = match &settings.database {
-        Some(database) => database.dialect(),
-        None if store.is_postgres() => Dialect::Postgres,
-        None => Dialect::Sqlite,
-    };
     let (mut statements, mut texts, mut complaints) = (Vec::new(), Vec::new(), Vec::new());
     for (index, statement) in settings.statements.iter().enumerate() {
         match compile(statement, dialect) {
@@ -220,13 +230,6 @@ fn prepared(
     if !complaints.is_empty() {
         return Err(complaints);
     }
-    let target = match &settings.database {
-        None => Target::Store(store.clone()),
-        Some(database) => {
-            let inbox = Inbox::new(&settings.inbox_table, dialect);
-            Target::Other { database: database.clone(), inbox }
-        }
-    };
     let lanes = Lanes {
         place: Place {
             worker: Statements::worker_name(&settings.name),
