@@ -114,8 +114,8 @@ pub use inbox::Inbox;
 pub use metrics::WorkerMetrics;
 pub use notify::{
     ApnsSettings, ApprovalPages, ChannelKind, ChannelSettings, Complaint, FcmSettings,
-    LocaleSettings, MailLogin, MailTls, Notify, NotifySettings, NtfyPriority, NtfySettings, Preview,
-    PreviewText, Recipient, Urgency, WebPushSettings, WebhookFormat,
+    LocaleSettings, MailLogin, MailTls, Notify, NotifySettings, NtfyPriority, NtfySettings,
+    Preview, PreviewText, Recipient, Urgency, WebPushSettings, WebhookFormat,
 };
 pub use permissions::{
     Actual, Comparison, Difference, GrantRule, PermissionTargets, Permissions, PermissionsSettings,
