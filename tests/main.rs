@@ -12,5 +12,6 @@ mod monitoring;
 mod platforms;
 mod rolling;
 mod scaled_out;
+mod subscribers;
 mod support;
 mod tools;
