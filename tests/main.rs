@@ -3,6 +3,7 @@
 mod approvals;
 mod care;
 mod commands;
+mod confirm;
 mod crash;
 mod decisions;
 mod doctor;

@@ -123,6 +123,14 @@ fn summary(config: &Config) -> Vec<[String; 2]> {
     rows.push(["log".into(), log]);
     rows.push(["store".into(), store]);
     rows.push(["workers".into(), workers.join(", ")]);
+    rows.extend(config.confirm().map(|it| {
+        let given_up = humantime::format_duration(it.schedule().abandon_after);
+        let what = format!(
+            "by {} · given up after {given_up} · whoever does not say `on` waits for it",
+            it.sources()
+        );
+        ["accounts confirmed".into(), what]
+    }));
     if !subscribers.is_empty() {
         rows.push(["subscribers".into(), subscribers.join(", ")]);
     }

@@ -18,8 +18,9 @@ use vestibule_events::{
 };
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_workers::{
-    Accounts, ApprovalPages, ApprovalsSettings, Database, ExecSubscriber, Filtered, Inbox, Notify,
-    NotifySettings, PermissionTargets, Permissions, PermissionsSettings, WebhookSubscriber, Worker,
+    Accounts, ApprovalPages, ApprovalsSettings, Confirm, Database, ExecSubscriber, Filtered, Inbox,
+    Notify, NotifySettings, PermissionTargets, Permissions, PermissionsSettings,
+    WebhookSubscriber, Worker,
 };
 
 use crate::config::{
@@ -220,6 +221,7 @@ pub(crate) fn check_secrets(config: &WorkerConfig) -> anyhow::Result<()> {
             channels.iter().try_for_each(|it| it.settings(SecretSource::fetch).map(drop))
         }
         EffectConfig::Accounts(accounts) => accounts.settings(SecretSource::fetch).map(drop),
+        EffectConfig::Confirm(confirm) => confirm.settings(SecretSource::fetch).map(drop),
         EffectConfig::Subscriber(subscriber) => {
             subscriber.way.secrets().into_iter().try_for_each(|it| it.fetch().map(drop))
         }
@@ -263,6 +265,11 @@ pub(crate) fn worker(
         EffectConfig::Accounts(accounts) => {
             let settings = accounts.settings(SecretSource::fetch)?;
             Arc::new(Accounts::new(settings, store.clone()).map_err(listed)?)
+        }
+        EffectConfig::Confirm(confirm) => {
+            let settings = confirm.settings(SecretSource::fetch)?;
+            let key = Arc::new(pseudonym_key(config)?);
+            Arc::new(Confirm::new(settings, key, store.clone()).map_err(listed)?)
         }
         EffectConfig::Subscriber(it) => subscriber(it, worker.settings.timeout, store)?,
     })

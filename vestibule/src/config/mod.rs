@@ -33,7 +33,9 @@ pub(crate) use self::{
     reference::{ListConfig, LookupConfig, ReferenceConfig},
     secret::SecretSource,
     subscribers::{SubscriberConfig, SubscribersConfig, Way, WaySettings, check_name, stamps},
-    workers::{BUILT_IN, ChannelConfig, EffectConfig, PermissionsConfig, WorkerConfig},
+    workers::{
+        BUILT_IN, ChannelConfig, ConfirmConfig, EffectConfig, PermissionsConfig, WorkerConfig,
+    },
 };
 use self::{connectors::Surroundings, subscribers::Around};
 
@@ -165,7 +167,8 @@ impl Config {
         config.files.extend(secrets.map(|it| (it.to_owned(), FileStamp::read(it))));
         config.beyond_rules = config.describe_beyond_rules();
         let names: Vec<_> = config.connectors.iter().map(|it| it.name.as_str()).collect();
-        let around = Around { connectors: &names, has_nats: config.nats.is_some() };
+        let (has_nats, has_confirm) = (config.nats.is_some(), config.has_confirm());
+        let around = Around { connectors: &names, has_nats, has_confirm };
         config.subscribers.read_folder(around);
         Ok(config)
     }
@@ -195,7 +198,8 @@ impl Config {
             let connectors = connectors::read(root, around);
             let names: Vec<_> = connectors.iter().map(|it| it.name.as_str()).collect();
             let workers = workers::read(root, &names, &approvals);
-            let around = Around { connectors: &names, has_nats: nats.is_some() };
+            let has_confirm = confirm(&workers).is_some();
+            let around = Around { connectors: &names, has_nats: nats.is_some(), has_confirm };
             let subscribers = SubscribersConfig::read(root, file, around);
             Self {
                 file: file.to_owned(),
@@ -220,9 +224,10 @@ impl Config {
     fn describe_beyond_rules(&self) -> String {
         let connectors: Vec<_> =
             self.connectors.iter().map(ConnectorConfig::beyond_rules).collect();
-        let Self { data, key, listen, log, nats, store, workers, .. } = self;
+        let Self { data, key, listen, log, nats, store, workers, devices, .. } = self;
         let approvals = (self.approvals.expires_after, &self.approvals.link_base);
-        format!("{:?}", (data, key, listen, log, nats, store, workers, approvals, connectors))
+        let rest = (approvals, devices, connectors);
+        format!("{:?}", (data, key, listen, log, nats, store, workers, rest))
     }
 
     /// Whether anybody may have to wait for an approver, so that requests have to be kept.
@@ -240,7 +245,8 @@ impl Config {
         source: &str,
     ) -> Result<Option<WorkerConfig>, Complaints> {
         let names: Vec<_> = self.connectors.iter().map(|it| it.name.as_str()).collect();
-        let around = Around { connectors: &names, has_nats: self.nats.is_some() };
+        let (has_nats, has_confirm) = (self.nats.is_some(), self.has_confirm());
+        let around = Around { connectors: &names, has_nats, has_confirm };
         subscribers::parse(name, file, source, around)
     }
 
@@ -249,10 +255,31 @@ impl Config {
         self.workers.iter().chain(&self.subscribers.subscribers)
     }
 
+    /// How it is found out of which sign-ups an account comes to be, if anybody does.
+    pub(crate) fn confirm(&self) -> Option<&ConfirmConfig> {
+        confirm(&self.workers)
+    }
+
+    pub(crate) fn has_confirm(&self) -> bool {
+        self.confirm().is_some()
+    }
+
+    /// Whether events are made in the store, so that a connector has to bring them to its log.
+    pub(crate) fn has_outbox(&self) -> bool {
+        self.has_approvals() || self.has_confirm()
+    }
+
     /// The file of the local log.
     pub(crate) fn log_file(&self) -> PathBuf {
         self.data.join("events.db")
     }
+}
+
+fn confirm(workers: &[WorkerConfig]) -> Option<&ConfirmConfig> {
+    workers.iter().find_map(|it| match &it.effect {
+        EffectConfig::Confirm(confirm) => Some(confirm),
+        _ => None,
+    })
 }
 
 fn secret(section: &mut Section<'_>, key: &'static str) -> Option<SecretSource> {

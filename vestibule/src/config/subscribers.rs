@@ -22,7 +22,8 @@ use vestibule_workers::{ExecSettings, Filtered, WebhookSettings};
 use self::{exec::ExecConfig, webhook::WebhookConfig};
 use super::{
     BUILT_IN, Complaint, Complaints, Document, EffectConfig, SecretSource, WorkerConfig,
-    reader::Section, workers::read_worker,
+    reader::Section,
+    workers::{read_on, read_worker},
 };
 
 /// What the configuration says of subscribers.
@@ -239,6 +240,8 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
 pub(super) struct Around<'a> {
     pub(super) connectors: &'a [&'a str],
     pub(super) has_nats: bool,
+    /// Whether anybody finds out of which sign-ups an account comes to be.
+    pub(super) has_confirm: bool,
 }
 
 impl SubscribersConfig {
@@ -419,7 +422,8 @@ fn read_subscriber(
         &effect,
         Some(EffectConfig::Subscriber(SubscriberConfig { way: Way::Exec(_), .. }))
     );
-    let mut worker = read_worker(section, effect, KINDS, around.connectors)?;
+    let kinds = read_on(section, around.has_confirm).kinds(KINDS);
+    let mut worker = read_worker(section, effect, &kinds, around.connectors)?;
     if is_exec {
         // A command that hangs is stopped first, and then the attempt is over.
         worker.settings.timeout += ExecSettings::STOPPING;
@@ -432,7 +436,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    const AROUND: Around<'_> = Around { connectors: &["partners"], has_nats: false };
+    const AROUND: Around<'_> =
+        Around { connectors: &["partners"], has_nats: false, has_confirm: false };
     const EXEC: &str = "[exec]\ncommand = [\"/usr/bin/true\", \"-v\"]\n";
 
     fn read(source: &str) -> Result<Option<WorkerConfig>, String> {
@@ -506,7 +511,9 @@ mod tests {
         for good in ["crm", "crm-2", "a_b"] {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }
-        for bad in ["", "CRM", "1a", "a.b", "a b", "../a", "notify", "relay", "list", "statements-crm"] {
+        for bad in
+            ["", "CRM", "1a", "a.b", "a b", "../a", "notify", "relay", "list", "statements-crm"]
+        {
             assert!(check_name(bad).is_err(), "{bad}");
         }
         assert!(check_name(&"a".repeat(64)).is_err());

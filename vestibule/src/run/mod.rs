@@ -67,7 +67,7 @@ async fn start_up(config: Config, file: &Path, sockets: Sockets) -> anyhow::Resu
     parts.store = Some(Arc::clone(&store));
     let registry = &mut process.registry;
     let metrics = (WorkerMetrics::register(registry), SubscriberMetrics::register(registry));
-    let requests = config.has_approvals().then(|| Arc::clone(&store));
+    let requests = config.has_outbox().then(|| Arc::clone(&store));
     let connector = process.connector(&config, requests, &log).await?;
     let stop = process.stop_of(Stage::Workers);
     let backstage = backstage::run(Arc::clone(&config), (worker_log, local), store, metrics, stop);
@@ -107,8 +107,9 @@ async fn start_api(
     } else {
         parts.stream = Some(process.relay(&config, nats, &log).await?);
     }
-    // The connector itself needs no store; requests for approval are kept there.
-    if config.has_approvals() {
+    // The connector itself needs no store; requests for approval and who waits for an account are
+    // kept there.
+    if config.has_outbox() {
         let store = Arc::new(OnceLock::new());
         let opening = backstage::open_store(Arc::clone(&config), Arc::clone(&store));
         let stop = process.stop_of(Stage::Behind);

@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use vestibule_api::{
     AnswerAfter, Api, ApprovalDesk, Approvals, Durable, ListMetrics, LookupMetrics, ServerLimits,
-    Stop, Tls, TlsSettings, admin_router, approvals_router, devices_router, publish_decisions, router, serve,
-    serve_tls,
+    Sightings, Stop, Tls, TlsSettings, admin_router, approvals_router, devices_router,
+    expire_requests, publish_outbox, router, serve, serve_tls,
 };
 use vestibule_events::{JetStream, LocalLog, Role, relay};
 use vestibule_store::Store;
@@ -245,8 +245,8 @@ impl Process {
 
     /// Starts to take calls; gives the address, as the configuration may say port 0.
     ///
-    /// With a store, sooner or later open, requests for approval are decided here too, and their
-    /// decisions brought to the log.
+    /// With a store, sooner or later open, requests for approval are decided here too, accounts
+    /// noted that get a token, and what the store makes of both brought to the log.
     pub(super) async fn connector(
         &mut self,
         config: &Arc<Config>,
@@ -254,7 +254,8 @@ impl Process {
         log: &LocalLog,
     ) -> anyhow::Result<SocketAddr> {
         let key = Arc::new(wiring::pseudonym_key(config)?);
-        let desk = store.map(|store| ApprovalDesk::new(store, Arc::clone(&key)));
+        let desk = store.clone().filter(|_| config.has_approvals());
+        let desk = desk.map(|store| ApprovalDesk::new(store, Arc::clone(&key)));
         desk.iter().for_each(|it| it.register(&mut self.registry));
         let approvals = desk.clone().map(|it| Arc::new(it) as Arc<dyn Approvals>);
         let gauges = Gauges {
@@ -285,7 +286,18 @@ impl Process {
                 });
             }
         }
+        let confirms = store.clone().filter(|_| config.has_confirm());
+        let sightings =
+            confirms.map(|store| Sightings::new(store, Arc::clone(&key), &mut self.registry));
         let api = Api::new(Arc::new(log.clone()), key, connectors, &mut self.registry)?;
+        if let Some((sightings, writer)) = sightings {
+            api.note_accounts(sightings);
+            let stop = self.stop_of(Stage::Behind);
+            self.spawn(Stage::Behind, "accounts seen", Without::GoesOn, async move {
+                writer.run(stop).await;
+                Ok(())
+            });
+        }
         log.register(&mut self.registry);
         let metrics = ReloadMetrics::register(&mut self.registry);
         self.reload = Some(metrics.clone());
@@ -305,8 +317,15 @@ impl Process {
         if let Some(desk) = desk {
             routes = routes.merge(approvals_router(desk.clone()));
             let stop = self.stop_of(Stage::Behind);
-            let publishing = publish_decisions(desk, Arc::new(log.clone()), stop);
-            self.spawn(Stage::Behind, "decisions", Without::GoesOn, async move {
+            self.spawn(Stage::Behind, "requests for approval", Without::GoesOn, async move {
+                expire_requests(desk, stop).await;
+                Ok(())
+            });
+        }
+        if let Some(store) = store {
+            let stop = self.stop_of(Stage::Behind);
+            let publishing = publish_outbox(store, Arc::new(log.clone()), stop);
+            self.spawn(Stage::Behind, "outbox", Without::GoesOn, async move {
                 publishing.await;
                 Ok(())
             });

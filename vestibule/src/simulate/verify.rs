@@ -22,7 +22,7 @@ use vestibule_events::{
 };
 use vestibule_store::{Effects, Store, StoreError};
 
-use super::people::form_of;
+use super::{outcomes::Outcomes, people::form_of};
 use crate::{
     config::{ChannelConfig, Config, EffectConfig, StoreTarget, WorkerConfig},
     replay, wiring,
@@ -88,6 +88,8 @@ pub(super) enum Difference {
     AgainstTheAnswer { sign_up: u64, person: Person, event: Uuid },
     /// A worker has not done, or done too often, what it is for.
     Effect { event: Uuid, person: Person, effect: &'static str, wanted: u32, found: u32 },
+    /// Somebody was not confirmed, or given up, as they came back or not; or more than once.
+    Outcome { sign_up: u64, comes_back: bool, confirmed: u32, abandoned: u32 },
     /// More or fewer changes were counted to a person than there are events for it.
     PersonChanges { person: Person, wanted: u32, found: u32 },
 }
@@ -115,6 +117,12 @@ impl fmt::Display for Difference {
                 let events = events.join(", ");
                 write!(f, "sign-up {sign_up}: one form of {person} made several events: {events}")
             }
+            Self::Outcome { sign_up, comes_back, confirmed, abandoned } => write!(
+                f,
+                "sign-up {sign_up}: {}, and was confirmed {confirmed} times and given up \
+                 {abandoned} times",
+                if *comes_back { "signed in" } else { "never came back" }
+            ),
             Self::AgainstTheAnswer { sign_up, person, event } => write!(
                 f,
                 "sign-up {sign_up}: was not accepted, and event {event} of {person} says it was"
@@ -161,6 +169,7 @@ pub(super) struct Verifier {
     /// Where to go on reading.
     next: Start,
     seen: Vec<Seen>,
+    outcomes: Outcomes,
 }
 
 impl Verifier {
@@ -179,7 +188,20 @@ impl Verifier {
         };
         let next = Start::Time(started - CLOCK_SKEW_MAX);
         let workers = config.workers.iter().map(Acting::new).collect::<anyhow::Result<_>>()?;
-        Ok(Self { log, store, workers, place, next, seen: Vec::new() })
+        Ok(Self {
+            log,
+            store,
+            workers,
+            place,
+            next,
+            seen: Vec::new(),
+            outcomes: Outcomes::default(),
+        })
+    }
+
+    /// Looks for what is expected of those who were accepted, too.
+    pub(super) fn expecting(self, outcomes: Outcomes) -> Self {
+        Self { outcomes, ..self }
     }
 
     /// Waits until everything has been acted on, at most so long, and says what is not so.
@@ -202,7 +224,8 @@ impl Verifier {
                     progress.set_position(self.settled(&effects) as u64);
                     let settled = new == 0
                         && self.settled(&effects) == self.seen.len()
-                        && self.missing(forms) == 0;
+                        && self.missing(forms) == 0
+                        && self.outcomes.open() == 0;
                     if !settled {
                         quiet_since = None;
                     } else if self.is_quiet().await
@@ -227,6 +250,7 @@ impl Verifier {
         let effects = self.effects(&ids).await?;
         let mut verified = compare(forms, &self.seen, &effects);
         verified.acted_on = self.acted_on(&effects);
+        verified.differences.extend(self.outcomes.differences());
         if self.counts_changes() {
             verified.differences.extend(self.changes_of_people().await?);
         }
@@ -269,6 +293,7 @@ impl Verifier {
                     self.next = Start::Sequence(stored.sequence + 1);
                     if is_of_run(&stored.event, run) {
                         self.seen.push(Seen::new(&stored.event, &self.workers));
+                        self.outcomes.find(&stored.event);
                     }
                 }
                 // A damaged event is not one of ours: we could not tell what was answered.
@@ -407,6 +432,7 @@ impl Acting {
             EffectConfig::Permissions(_) => Does::Grant,
             EffectConfig::Approvals(_)
             | EffectConfig::Accounts(_)
+            | EffectConfig::Confirm(_)
             | EffectConfig::Subscriber(_) => Does::Other,
             // How many devices people have, and how many hold a role, is not known here.
             EffectConfig::Notify(channels) if !channels.iter().all(ChannelConfig::tells_once) => {
@@ -445,6 +471,8 @@ fn wanted(event: &SignUpEvent, workers: &[Acting]) -> Effects {
                 wanted.sign_ups = 1;
                 wanted.person_changes = 1;
             }
+            // What came to nothing takes roles away.
+            Does::Grant if event.kind == Kind::Abandoned => {}
             Does::Grant => wanted.grant_sets = 1,
             Does::Other => {}
             Does::Notify(channels) => {

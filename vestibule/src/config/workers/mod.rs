@@ -1,6 +1,7 @@
 //! The `[workers]` tables: the built-in workers and how each of them goes about its work.
 
 mod accounts;
+mod confirm;
 mod graph;
 mod notify;
 mod permissions;
@@ -10,12 +11,16 @@ use std::{path::Path, time::Duration};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::{ConnectorName, Filter, Kind, Start};
 use vestibule_workers::{
-    Accounts, Approvals, ApprovalsSettings, BreakerPolicy, Database, Notify, Permissions,
+    Accounts, Approvals, ApprovalsSettings, BreakerPolicy, Confirm, Database, Notify, Permissions,
     RetryPolicy, WorkerSettings,
 };
 
 use self::accounts::AccountsConfig;
-pub(crate) use self::{notify::ChannelConfig, permissions::PermissionsConfig};
+pub(crate) use self::{
+    confirm::{ConfirmConfig, read_on},
+    notify::ChannelConfig,
+    permissions::PermissionsConfig,
+};
 use super::{
     ApprovalsConfig, MINUTE, SecretSource, SubscriberConfig, Way,
     reader::{Section, quoted},
@@ -37,6 +42,7 @@ impl WorkerConfig {
             EffectConfig::Permissions(_) => Permissions::NAME,
             EffectConfig::Approvals(_) => Approvals::NAME,
             EffectConfig::Accounts(_) => Accounts::NAME,
+            EffectConfig::Confirm(_) => Confirm::NAME,
             EffectConfig::Subscriber(it) => &it.name,
         }
     }
@@ -65,8 +71,14 @@ impl WorkerConfig {
 }
 
 /// Every worker of our own, configured or not.
-pub(crate) const BUILT_IN: [&str; 5] =
-    [Notify::NAME, Database::NAME, Permissions::NAME, Approvals::NAME, Accounts::NAME];
+pub(crate) const BUILT_IN: [&str; 6] = [
+    Notify::NAME,
+    Database::NAME,
+    Permissions::NAME,
+    Approvals::NAME,
+    Accounts::NAME,
+    Confirm::NAME,
+];
 
 /// What a worker does, with what only it needs.
 #[derive(Debug)]
@@ -76,6 +88,7 @@ pub(crate) enum EffectConfig {
     Permissions(PermissionsConfig),
     Approvals(ApprovalsSettings),
     Accounts(AccountsConfig),
+    Confirm(ConfirmConfig),
     Subscriber(SubscriberConfig),
 }
 
@@ -87,9 +100,27 @@ pub(super) fn read(
 ) -> Vec<WorkerConfig> {
     let expires_after = approvals.expires_after;
     root.section("workers", |section| {
+        // Whoever makes accounts in a directory need not name it twice.
+        let mut directory = None;
+        let accounts = section.section("accounts", |it| {
+            let accounts = accounts::read(it);
+            directory = accounts.as_ref().map(|it| it.graph.clone());
+            read_worker(it, accounts.map(EffectConfig::Accounts), Accounts::KINDS, connectors)
+        });
+        let confirm = section.section("confirm", |it| {
+            let made_here = accounts.as_ref().map(|it| it.settings.filter.clone());
+            let effect = EffectConfig::Confirm(confirm::read(it, directory.as_ref(), made_here));
+            read_worker(it, Some(effect), Confirm::KINDS, connectors)
+        });
+        let has_confirm = confirm.is_some();
         let notify = section.section("notify", |it| {
             let channels = it.sections("channels", |channel| {
-                notify::read_channel(channel, connectors, approvals)
+                let on = read_on(channel, has_confirm);
+                let mut channel = notify::read_channel(channel, connectors, approvals)?;
+                if channel.filter.kinds.is_empty() {
+                    channel.filter.kinds = on.kinds(Notify::KINDS);
+                }
+                Some(channel)
             });
             if it.is_present() && channels.is_empty() {
                 it.complain("", "needs at least one [[workers.notify.channels]] table");
@@ -105,18 +136,12 @@ pub(super) fn read(
             let effect = EffectConfig::Approvals(ApprovalsSettings { expires_after });
             read_worker(it, Some(effect), Approvals::KINDS, connectors)
         });
-        // Whoever makes accounts in a directory need not name it twice.
-        let mut directory = None;
-        let accounts = section.section("accounts", |it| {
-            let accounts = accounts::read(it);
-            directory = accounts.as_ref().map(|it| it.graph.clone());
-            read_worker(it, accounts.map(EffectConfig::Accounts), Accounts::KINDS, connectors)
-        });
         let permissions = section.section("permissions", |it| {
+            let kinds = read_on(it, has_confirm).kinds(Permissions::KINDS);
             let effect = EffectConfig::Permissions(permissions::read(it, directory.as_ref()));
-            read_worker(it, Some(effect), Permissions::KINDS, connectors)
+            read_worker(it, Some(effect), &kinds, connectors)
         });
-        let workers = [notify, database, permissions, asked, accounts];
+        let workers = [notify, database, permissions, asked, accounts, confirm];
         workers.into_iter().flatten().collect()
     })
 }

@@ -178,6 +178,7 @@ async fn log_and_store_are_compared_with_the_answers() -> anyhow::Result<()> {
         place: String::new(),
         next: Start::Beginning,
         seen: Vec::new(),
+        outcomes: Outcomes::default(),
     };
     let hidden = ProgressBar::hidden();
 
