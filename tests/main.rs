@@ -9,6 +9,7 @@ mod crash;
 mod decisions;
 mod doctor;
 mod embedded;
+mod exec;
 mod examples;
 mod letters;
 mod monitoring;
