@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use vestibule_events::{EventLog, JetStream, JetStreamConfig, NatsCredentials, Role};
+use vestibule_events::{EventLog, Filter, JetStream, JetStreamConfig, Kind, NatsCredentials, Role};
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 
 use crate::{Inbox, Worker, WorkerMetrics, WorkerSettings, consumer_spec, run, tls};
@@ -65,7 +65,7 @@ impl Subscriber {
             provisioner: None,
             stream: "SIGNUPS".to_owned(),
             store,
-            settings: WorkerSettings::default(),
+            settings: Self::default_settings(),
             metrics: WorkerMetrics::default(),
         }
     }
@@ -89,7 +89,16 @@ impl Subscriber {
         Self { stream: stream.into(), ..self }
     }
 
-    /// Which events, how many at a time, how often and how fast; every accepted sign-up unless said.
+    /// Every accepted and every approved sign-up: what `vestibule subscriber add` makes a consumer for,
+    /// too, where it is told nothing else.
+    #[must_use]
+    pub fn default_settings() -> WorkerSettings {
+        let filter = Filter { kinds: vec![Kind::Accepted, Kind::Approved], connectors: vec![] };
+        WorkerSettings { filter, ..WorkerSettings::default() }
+    }
+
+    /// Which events, how many at a time, how often and how fast. Filter and `ack_wait` must be those of
+    /// the consumer, unless we may make it.
     pub fn settings(self, settings: WorkerSettings) -> Self {
         Self { settings, ..self }
     }

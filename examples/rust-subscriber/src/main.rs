@@ -1,4 +1,4 @@
-//! Welcomes everybody whose sign-up was accepted.
+//! Welcomes everybody whose sign-up was accepted or approved.
 //!
 //! Several of it share the events of `welcome`. One that fails is tried again, and is a dead letter if
 //! that does not help. It stops at SIGTERM or Ctrl-C, when what is in hand is done.

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use uuid::Uuid;
 use vestibule_testkit::{Nats, Process};
 use vestibule_workers::{
-    WorkerSettings, consumer_spec,
+    Subscriber, consumer_spec,
     events::{
         EventLog, JetStream, JetStreamConfig, NatsCredentials, PseudonymKey, Role, SignUpEvent,
     },
@@ -70,7 +70,7 @@ async fn it_handles_each_event_once_and_says_what_is_missing() -> anyhow::Result
         ensure!(without_consumer.stderr.contains(words), "{}", without_consumer.stderr);
     }
 
-    provisioner.provision(&[consumer_spec("welcome", &WorkerSettings::default())]).await?;
+    provisioner.provision(&[consumer_spec("welcome", &Subscriber::default_settings())]).await?;
     let (first, second) = (sign_up(), sign_up());
     let mut running = start()?;
     for event in [&first, &second] {
