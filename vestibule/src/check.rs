@@ -6,6 +6,7 @@
 mod places;
 mod reference;
 mod rules;
+mod statements;
 
 use std::path::Path;
 
@@ -25,7 +26,8 @@ use crate::{
 /// How thoroughly to check.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// Also load lists from their databases, and see whether the servers of lookups are there
+    /// Also load lists from their databases, see whether the servers of lookups are there, and
+    /// whether databases take the statements that are for them
     #[arg(long)]
     online: bool,
     #[arg(long, value_enum, default_value_t = Output::Table)]
@@ -62,6 +64,9 @@ pub(crate) async fn check(
     warnings.extend(rules::warnings(&config, &places));
     let Findings { mistakes, warnings: more } = reference::look(&config, &places, online).await;
     warnings.extend(more);
+    if online {
+        warnings.extend(statements::warnings(&config).await);
+    }
     if !mistakes.is_empty() {
         if output == Output::Json {
             println!("{}", json!({ "ok": false, "mistakes": mistakes, "warnings": warnings }));

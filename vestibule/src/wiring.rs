@@ -19,7 +19,7 @@ use vestibule_events::{
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_workers::{
     Accounts, ApprovalPages, ApprovalsSettings, Confirm, Database, ExecSubscriber, Filtered, Inbox,
-    Notify, NotifySettings, PermissionTargets, Permissions, PermissionsSettings,
+    Notify, NotifySettings, PermissionTargets, Permissions, PermissionsSettings, Statements,
     WebhookSubscriber, Worker,
 };
 
@@ -222,6 +222,9 @@ pub(crate) fn check_secrets(config: &WorkerConfig) -> anyhow::Result<()> {
         }
         EffectConfig::Accounts(accounts) => accounts.settings(SecretSource::fetch).map(drop),
         EffectConfig::Confirm(confirm) => confirm.settings(SecretSource::fetch).map(drop),
+        EffectConfig::Statements(statements) => {
+            statements.settings(config.settings.timeout, SecretSource::fetch).map(drop)
+        }
         EffectConfig::Subscriber(subscriber) => {
             subscriber.way.secrets().into_iter().try_for_each(|it| it.fetch().map(drop))
         }
@@ -270,6 +273,10 @@ pub(crate) fn worker(
             let settings = confirm.settings(SecretSource::fetch)?;
             let key = Arc::new(pseudonym_key(config)?);
             Arc::new(Confirm::new(settings, key, store.clone()).map_err(listed)?)
+        }
+        EffectConfig::Statements(statements) => {
+            let settings = statements.settings(worker.settings.timeout, SecretSource::fetch)?;
+            Arc::new(Statements::new(&settings, store).map_err(listed)?)
         }
         EffectConfig::Subscriber(it) => subscriber(it, worker.settings.timeout, store)?,
     })

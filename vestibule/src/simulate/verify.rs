@@ -433,6 +433,7 @@ impl Acting {
             EffectConfig::Approvals(_)
             | EffectConfig::Accounts(_)
             | EffectConfig::Confirm(_)
+            | EffectConfig::Statements(_)
             | EffectConfig::Subscriber(_) => Does::Other,
             // How many devices people have, and how many hold a role, is not known here.
             EffectConfig::Notify(channels) if !channels.iter().all(ChannelConfig::tells_once) => {

@@ -5,6 +5,7 @@ mod confirm;
 mod graph;
 mod notify;
 mod permissions;
+mod statements;
 
 use std::{path::Path, time::Duration};
 
@@ -12,7 +13,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::{ConnectorName, Filter, Kind, Start};
 use vestibule_workers::{
     Accounts, Approvals, ApprovalsSettings, BreakerPolicy, Confirm, Database, Notify, Permissions,
-    RetryPolicy, WorkerSettings,
+    RetryPolicy, Statements, WorkerSettings,
 };
 
 use self::accounts::AccountsConfig;
@@ -20,6 +21,7 @@ pub(crate) use self::{
     confirm::{ConfirmConfig, read_on},
     notify::ChannelConfig,
     permissions::PermissionsConfig,
+    statements::StatementsConfig,
 };
 use super::{
     ApprovalsConfig, MINUTE, SecretSource, SubscriberConfig, Way,
@@ -43,6 +45,7 @@ impl WorkerConfig {
             EffectConfig::Approvals(_) => Approvals::NAME,
             EffectConfig::Accounts(_) => Accounts::NAME,
             EffectConfig::Confirm(_) => Confirm::NAME,
+            EffectConfig::Statements(it) => &it.worker,
             EffectConfig::Subscriber(it) => &it.name,
         }
     }
@@ -51,6 +54,7 @@ impl WorkerConfig {
     pub(crate) fn place(&self) -> String {
         match &self.effect {
             EffectConfig::Subscriber(it) => it.file.display().to_string(),
+            EffectConfig::Statements(it) => format!("workers.statements.{}", it.name),
             _ => format!("workers.{}", self.name()),
         }
     }
@@ -89,6 +93,7 @@ pub(crate) enum EffectConfig {
     Approvals(ApprovalsSettings),
     Accounts(AccountsConfig),
     Confirm(ConfirmConfig),
+    Statements(StatementsConfig),
     Subscriber(SubscriberConfig),
 }
 
@@ -141,8 +146,18 @@ pub(super) fn read(
             let effect = EffectConfig::Permissions(permissions::read(it, directory.as_ref()));
             read_worker(it, Some(effect), &kinds, connectors)
         });
+        let statements = section.named_sections("statements", |name, it| {
+            let effect = EffectConfig::Statements(statements::read(name, it));
+            let kinds = read_on(it, has_confirm).kinds(Statements::KINDS);
+            let mut worker = read_worker(it, Some(effect), &kinds, connectors)?;
+            if !it.has("concurrency") {
+                // What is handled at the same time shares a transaction.
+                worker.settings.concurrency = 64;
+            }
+            Some(worker)
+        });
         let workers = [notify, database, permissions, asked, accounts, confirm];
-        workers.into_iter().flatten().collect()
+        workers.into_iter().chain(statements).flatten().collect()
     })
 }
 
