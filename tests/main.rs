@@ -16,6 +16,7 @@ mod monitoring;
 mod platforms;
 mod rolling;
 mod scaled_out;
+mod statements;
 mod subscribers;
 mod support;
 mod tools;
