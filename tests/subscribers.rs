@@ -109,7 +109,7 @@ async fn a_file_that_is_wrong_changes_nothing_until_it_is_mended() -> anyhow::Re
     let file = |more: &str| format!("{more}\n[exec]\ncommand = [\"sh\", \"-c\", \"{KEEPS}\"]\n");
     let site = Site::new("")?;
     site.write("subscribers/audit.toml", &file(""))?;
-    site.write("subscribers/never.toml", "kind = []\n")?;
+    site.write("subscribers/never.toml", "kinds = []\n")?;
     let up = site.up().await?;
     wait_for_running(&up, 1.0).await?;
     assert_eq!(up.metric("vestibule_subscribers_refused").await?, 1.0);

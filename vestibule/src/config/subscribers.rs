@@ -411,9 +411,7 @@ fn read_subscriber(
         );
     }
     let mut ways: Vec<_> = [webhook, exec, nats].into_iter().flatten().collect();
-    if ways.len() != 1 {
-        section.complain("", "needs exactly one of the tables [webhook], [exec] and [nats]");
-    }
+    let count = ways.len();
     let effect = ways.pop().flatten().map(|way| {
         let (name, file) = (place.name.to_owned(), place.file.to_owned());
         EffectConfig::Subscriber(SubscriberConfig { name, file, when, way })
@@ -423,7 +421,12 @@ fn read_subscriber(
         Some(EffectConfig::Subscriber(SubscriberConfig { way: Way::Exec(_), .. }))
     );
     let kinds = read_on(section, around.has_confirm).kinds(KINDS);
-    let mut worker = read_worker(section, effect, &kinds, around.connectors)?;
+    let worker = read_worker(section, effect, &kinds, around.connectors);
+    // A table that is misspelt is complained of as such.
+    if count > 1 || (count == 0 && !section.has_unknown()) {
+        section.complain("", "needs exactly one of the tables [webhook], [exec] and [nats]");
+    }
+    let mut worker = worker?;
     if is_exec {
         // A command that hangs is stopped first, and then the attempt is over.
         worker.settings.timeout += ExecSettings::STOPPING;
@@ -485,8 +488,14 @@ mod tests {
                 "[webhook]\nurl = \"a.example\"\nkeys = [\"env:K\"]\n",
                 "2:7: webhook.url: expected a URL",
             ),
-            ("[webhook]\nurl = \"env:U\"\nkeys = [\"whsec_x\"]\n", "webhook.keys: expected a list"),
-            ("[webhook]\nurl = \"env:U\"\nkeys = []\n", "webhook.keys: must name at least one key"),
+            (
+                "[webhook]\nurl = \"env:U\"\nkeys = [\"whsec_x\"]\n",
+                "webhook.keys: expected at least one secret",
+            ),
+            (
+                "[webhook]\nurl = \"env:U\"\nkeys = []\n",
+                "webhook.keys: expected at least one secret",
+            ),
             ("[nats]\n", "the configuration has no [nats] section"),
             (&format!("when = \"signup.emial == ''\"\n{EXEC}"), "when: "),
             (
@@ -500,6 +509,7 @@ mod tests {
         ] {
             let complaints = complaints(source);
             assert!(complaints.contains(complaint), "{source} gave {complaints}");
+            assert!(!complaints.contains("whsec_x"), "{complaints}");
             assert!(complaints.contains("has 1 mistake\n"), "{source} gave {complaints}");
         }
         let two = format!("{EXEC}[nats]\n");

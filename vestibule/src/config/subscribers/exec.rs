@@ -50,9 +50,6 @@ impl ExecConfig {
 /// The command that the table asks for.
 pub(super) fn read(section: &mut Section<'_>, place: Place<'_>) -> ExecConfig {
     let command = section.list("command", "words, the program first", |it| Some(it.to_owned()));
-    if !section.has("command") {
-        section.complain("", "needs the key `command`");
-    }
     let modes = [("per-event", ExecMode::PerEvent), ("long-running", ExecMode::LongRunning)];
     let mode = section.choice("mode", &modes, ExecMode::PerEvent);
     let environment = section.strings("environment").into_iter();
@@ -61,6 +58,9 @@ pub(super) fn read(section: &mut Section<'_>, place: Place<'_>) -> ExecConfig {
     let default = u64::try_from(ExecSettings::OUTPUT_BYTES_MAX).unwrap_or(u64::MAX);
     let output_bytes_max = section.bytes("output_bytes_max", default);
     let output_bytes_max = usize::try_from(output_bytes_max).unwrap_or(usize::MAX);
+    if !section.has("command") && !section.has_unknown() {
+        section.complain("", "needs the key `command`");
+    }
     let config = ExecConfig { command, mode, environment, directory, output_bytes_max };
     let stand_in = |_: &SecretSource| Ok("stand-in".into());
     let settings = config.settings_with(place.name, ExecSettings::STOPPING * 2, stand_in);

@@ -58,9 +58,7 @@ impl WebhookConfig {
         let stand_in = |_: &SecretSource| Ok(SecretString::from("https://stand-in.invalid/"));
         let settings = self.settings_with(name, Duration::from_secs(20), stand_in);
         let mut settings = settings.expect("a stand-in is always there");
-        if !settings.keys.is_empty() {
-            settings.keys = vec![format!("whsec_{}", BASE64.encode(&[7; 32])).into()];
-        }
+        settings.keys = vec![format!("whsec_{}", BASE64.encode(&[7; 32])).into()];
         settings.auth = settings.auth.filter(|it| !matches!(it, WebhookAuth::Certificate(_)));
         WebhookSubscriber::check(&settings).err().unwrap_or_default()
     }
@@ -112,16 +110,19 @@ impl WebhookConfig {
     }
 }
 
+const KEYS_EXPECTED: &str = "at least one secret, each \"env:NAME\" or \"file:PATH\"";
+
 /// The webhook that the table asks for, unless something in it is missing.
 pub(super) fn read(section: &mut Section<'_>, place: Place<'_>) -> Option<WebhookConfig> {
     let url = section.private("url", Text::URL_EXPECTED, Text::url);
-    let keys = section
-        .list("keys", "secrets, each \"env:NAME\" or \"file:PATH\"", |it| SecretSource::parse(it));
-    for key in ["url", "keys"] {
-        if !section.has(key) {
-            section.complain("", format!("needs the key `{key}`"));
-        }
-    }
+    let keys = section.value("keys", KEYS_EXPECTED, |value| {
+        // A wrong one may be the key itself.
+        let hidden = || "something else, not repeated here".to_owned();
+        let items = value.as_array().filter(|it| !it.is_empty()).ok_or_else(hidden)?;
+        let keys = items.iter().map(|it| it.get_ref().as_str().and_then(SecretSource::parse));
+        keys.collect::<Option<_>>().ok_or_else(hidden)
+    });
+    let keys: Vec<_> = keys.unwrap_or_default();
     let modes = [("structured", WebhookMode::Structured), ("binary", WebhookMode::Binary)];
     let mode = section.choice("mode", &modes, WebhookMode::Structured);
     let template = section.string("template");
@@ -131,6 +132,11 @@ pub(super) fn read(section: &mut Section<'_>, place: Place<'_>) -> Option<Webhoo
     let authorities = section.string("authorities").map(|it| place.folder.join(it));
     let networks =
         section.list("networks", "networks such as \"10.1.0.0/16\"", |it| it.parse().ok());
+    for key in ["url", "keys"] {
+        if !section.has(key) && !section.has_unknown() {
+            section.complain("", format!("needs the key `{key}`"));
+        }
+    }
     let config =
         WebhookConfig { url: url?, keys, mode, template, headers, auth, authorities, networks };
     if section.has("keys") {
