@@ -76,6 +76,8 @@ impl Store {
     }
 
     /// Grants like [`Store::grant`], and wants each role at the targets that `targets` names for it.
+    /// Where there are any, the worker has dealt with the event only once they hold it, and that is
+    /// for it to note ([`Store::mark_done`]); what is wanted is written once all the same.
     ///
     /// Nobody gets back what was revoked after the event had happened.
     pub async fn grant_at(
@@ -87,8 +89,12 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<Done, StoreError> {
         let now = storable_time(now);
+        let is_carried = grants.iter().any(|it| !targets(&it.role).is_empty());
         let mut session = self.write().await?;
-        let done = inbox::enter(&mut session, worker, event.id, now).await?;
+        let done = enter_wanted(&mut session, worker, event.id, now).await?;
+        if !is_carried {
+            inbox::enter(&mut session, worker, event.id, now).await?;
+        }
         if done == Done::Now {
             insert_set(&mut session, worker, event.id, &event.person, grants.len(), now).await?;
             let grants = in_lock_order(grants);
@@ -113,7 +119,8 @@ impl Store {
     }
 
     /// Takes away what was granted because of the event `origin`, which another event says came to
-    /// nothing. If `origin` has not been dealt with by then, it grants nothing any more.
+    /// nothing. If `origin` has not been dealt with by then, it grants nothing any more. That the
+    /// worker has dealt with `event` is for it to note, once targets hold nothing of it any more.
     pub async fn revoke_grants_of(
         &self,
         worker: &str,
@@ -128,7 +135,7 @@ impl Store {
         let mut ids = [event.id, origin];
         ids.sort_unstable();
         for id in ids {
-            let entered = inbox::enter(&mut session, worker, id, now).await?;
+            let entered = enter_wanted(&mut session, worker, id, now).await?;
             if entered == Done::Now {
                 insert_set(&mut session, worker, id, &event.person, 0, now).await?;
             }
@@ -257,6 +264,20 @@ async fn insert_set(
         .bind(now)
     )?;
     Ok(())
+}
+
+/// Notes that what an event wants is written; the note that the worker has dealt with it, which also
+/// an older version made, says as much.
+async fn enter_wanted(
+    session: &mut Session,
+    worker: &str,
+    event_id: Uuid,
+    now: OffsetDateTime,
+) -> Result<Done, StoreError> {
+    if inbox::holds(session, worker, event_id).await? {
+        return Ok(Done::Before);
+    }
+    inbox::enter(session, &format!("{worker}:wanted"), event_id, now).await
 }
 
 /// Which grants of a person to take away.

@@ -101,8 +101,9 @@ impl Worker for Permissions {
         Self::NAME
     }
 
-    /// The store writes the grants and its note of the event in one transaction, so an event that
-    /// comes again grants nothing again, and only goes on with what targets still lack.
+    /// The store writes the grants and its note of that in one transaction, so an event that comes
+    /// again grants nothing again, and only goes on with what targets still lack. It is dealt with
+    /// once they lack nothing.
     async fn handle(&self, task: &Task) -> Result<(), HandleError> {
         let (event, now) = (&task.event, OffsetDateTime::now_utc());
         if may_earn(event.kind) {
@@ -112,6 +113,9 @@ impl Worker for Permissions {
                 .map_err(|failed| HandleError::park(Cause::InvalidRule, failed))?;
             let targets = |role: &str| self.targets.of_role(role);
             self.store.grant_at(Self::NAME, event, &earned, targets, now).await?;
+            if earned.iter().all(|it| targets(&it.role).is_empty()) {
+                return Ok(());
+            }
         } else if let (Kind::Abandoned, Some(confirmation)) = (event.kind, &event.confirmation) {
             let revocation = Revocation { by: Self::NAME, reason: "the sign-up came to nothing" };
             self.store
@@ -120,7 +124,9 @@ impl Worker for Permissions {
         } else {
             return Ok(());
         }
-        self.targets.carry_through(event).await
+        self.targets.carry_through(event).await?;
+        self.store.mark_done(Self::NAME, event.id, OffsetDateTime::now_utc()).await?;
+        Ok(())
     }
 
     fn has_one_target(&self) -> bool {

@@ -14,7 +14,7 @@ use vestibule_testkit::{Graph, GraphCall, GraphFault, Postgres, Scim};
 use super::*;
 use crate::{
     GraphSettings,
-    testing::{Stage, approved, graph_settings, sign_up, task},
+    testing::{Stage, approved, graph_settings, settings, sign_up, task},
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -142,6 +142,28 @@ async fn a_group_has_a_member_once_however_often_the_event_comes() -> anyhow::Re
     handle(&worker, &other).await?;
     assert_eq!(server.members(GROUP), [account, there]);
     Ok(())
+}
+
+#[tokio::test]
+async fn an_event_is_dealt_with_once_the_targets_hold_what_it_wants() -> anyhow::Result<()> {
+    let (stage, server) = (Stage::open().await?, Graph::start().await?);
+    let event = by_address("ada");
+    account(&server, &event);
+    server.plan(GraphCall::AddMember, GraphFault::Status(503));
+    server.plan(GraphCall::AddMember, GraphFault::Status(400));
+    stage.append(event.clone()).await?;
+
+    let worker = guest_worker(&stage, vec![group(&server)]);
+    let running = stage.start(worker, settings(5));
+    stage.idle(Permissions::NAME).await?;
+
+    let attempts = stage.store.attempts_of(event.id).await?;
+    let causes: Vec<_> = attempts.iter().map(|it| it.cause_class.as_str()).collect();
+    assert_eq!(causes, ["unavailable", "refused"]);
+    let aside = stage.store.set_aside(Permissions::NAME).await?;
+    assert_eq!((aside.parked, server.members(GROUP).len()), (1, 0));
+    assert!(!stage.store.is_done(Permissions::NAME, event.id).await?);
+    running.stop().await
 }
 
 #[tokio::test]
