@@ -20,3 +20,4 @@ mod statements;
 mod subscribers;
 mod support;
 mod tools;
+mod webhook;
