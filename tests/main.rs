@@ -13,6 +13,7 @@ mod examples;
 mod exec;
 mod letters;
 mod monitoring;
+mod permissions;
 mod platforms;
 mod rolling;
 mod scaled_out;
