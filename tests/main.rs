@@ -13,6 +13,7 @@ mod examples;
 mod exec;
 mod letters;
 mod monitoring;
+mod notify;
 mod permissions;
 mod platforms;
 mod rolling;
