@@ -292,8 +292,7 @@ impl Verifier {
                 Ok(stored) => {
                     self.next = Start::Sequence(stored.sequence + 1);
                     if is_of_run(&stored.event, run) {
-                        self.seen.push(Seen::new(&stored.event, &self.workers));
-                        self.outcomes.find(&stored.event);
+                        self.take_note(&stored.event);
                     }
                 }
                 // A damaged event is not one of ours: we could not tell what was answered.
@@ -302,6 +301,18 @@ impl Verifier {
             }
         }
         Ok(())
+    }
+
+    fn take_note(&mut self, event: &SignUpEvent) {
+        let seen = Seen::new(event, &self.workers);
+        // That a sign-up came to nothing is noted of it, too: handled late it grants nothing more.
+        if let (Kind::Abandoned, Some(confirmation)) = (event.kind, &event.confirmation)
+            && let Some(origin) = self.seen.iter_mut().find(|seen| seen.id == confirmation.of)
+        {
+            origin.wanted.grant_sets = origin.wanted.grant_sets.max(seen.wanted.grant_sets);
+        }
+        self.outcomes.find(event);
+        self.seen.push(seen);
     }
 
     async fn effects(&self, events: &[Uuid]) -> anyhow::Result<HashMap<Uuid, Effects>> {
@@ -472,8 +483,11 @@ fn wanted(event: &SignUpEvent, workers: &[Acting]) -> Effects {
                 wanted.sign_ups = 1;
                 wanted.person_changes = 1;
             }
-            // What came to nothing takes roles away.
-            Does::Grant if event.kind == Kind::Abandoned => {}
+            // A sign-up that came to nothing takes roles away; a request that nobody decided about has
+            // granted none.
+            Does::Grant if event.kind == Kind::Abandoned => {
+                wanted.grant_sets = u32::from(event.confirmation.is_some());
+            }
             Does::Grant => wanted.grant_sets = 1,
             Does::Other => {}
             Does::Notify(channels) => {
