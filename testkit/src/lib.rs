@@ -1,5 +1,5 @@
 //! Real servers for tests: NATS, PostgreSQL, MariaDB, SMTP, SCIM, and our own binary as a child process. Microsoft
-//! Graph and an issuer of tokens, which nobody can run, have stand-ins.
+//! Graph, an issuer of tokens and push services, which nobody can run, have stand-ins.
 //!
 //! Each server has a temporary directory and a port of its own, so tests share nothing and run side by
 //! side. When its value is dropped the server is stopped and its directory removed; when the test

@@ -4,7 +4,7 @@
 //! the worker within. An event that the condition does not hold for is done; one that it fails with
 //! is parked, for somebody should mend the condition and send it back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use vestibule_events::expression::{Condition, Facts, Failure, Fault};
@@ -63,6 +63,10 @@ impl Worker for Filtered {
 
     fn has_one_target(&self) -> bool {
         self.worker.has_one_target()
+    }
+
+    async fn tend(&self) -> Option<Duration> {
+        self.worker.tend().await
     }
 
     async fn close(&self) {

@@ -4,6 +4,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -63,6 +64,10 @@ impl Worker for Inbox {
 
     fn has_one_target(&self) -> bool {
         self.worker.has_one_target()
+    }
+
+    async fn tend(&self) -> Option<Duration> {
+        self.worker.tend().await
     }
 
     async fn close(&self) {

@@ -206,9 +206,8 @@ impl Platform {
                 tally.outcomes.expect(person.number, &email, false);
             }
             Afterwards::SignsIn { email, call } if accepted => {
-                if self.deliver(person.number, &call, &call.body, tally).await?.is_some() {
-                    tally.outcomes.expect(person.number, &email, true);
-                }
+                let signed_in = self.deliver(person.number, &call, &call.body, tally).await?;
+                signed_in.inspect(|_| tally.outcomes.expect(person.number, &email, true));
             }
             _ => {}
         }
