@@ -136,6 +136,14 @@ pub(crate) async fn read_rest(answer: Response) {
     let _ = tokio::time::timeout(REST_LIMIT, body(answer, REST_BYTES_MAX)).await;
 }
 
+/// Judges an answer by its status alone, and reads what is there of it so that the connection can
+/// serve again.
+pub(crate) async fn judged(whom: &str, answer: Response) -> Result<(), HandleError> {
+    let verdict = judge(whom, answer.status(), answer.headers(), OffsetDateTime::now_utc());
+    read_rest(answer).await;
+    verdict
+}
+
 /// The body of an answer, or `None` where it is longer than `bytes_max` or breaks off.
 pub(crate) async fn body(mut answer: Response, bytes_max: usize) -> Option<Vec<u8>> {
     let mut body = Vec::new();

@@ -7,7 +7,6 @@
 //! message in the store and sends nothing. Approvers are told once of each request: what a person
 //! tries again while theirs is open is told to nobody.
 
-mod answer;
 mod channels;
 mod mail;
 mod ntfy;
@@ -56,6 +55,10 @@ const DEVICES_MAX: u32 = 20;
 
 /// So many devices, or holders of a role, are told at a time.
 const AT_A_TIME: usize = 8;
+
+/// How long an answer is waited for: shorter than an attempt, so that a slow provider is told from a
+/// stuck worker.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The worker `notify`.
 #[derive(Debug)]

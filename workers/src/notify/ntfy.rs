@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 
 use super::{
-    answer,
+    PATIENCE,
     channels::Fault,
     settings::{NtfyPriority, NtfySettings},
     stable,
@@ -53,7 +53,7 @@ impl Ntfy {
                 value.map_err(|_| faults.push(("token", "cannot be a header".to_owned()))).ok()
             }
         };
-        let client = http::client(answer::TIMEOUT);
+        let client = http::client(PATIENCE);
         let client = client
             .map_err(|_| faults.push(("url", "no HTTPS client on this machine".to_owned())))
             .ok();
@@ -77,8 +77,8 @@ impl Ntfy {
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let sent = request.send().await.map_err(|error| answer::not_sent("ntfy", error))?;
-        answer::judged("ntfy", sent).await
+        let sent = request.send().await.map_err(|error| http::not_sent("ntfy", error))?;
+        http::judged("ntfy", sent).await
     }
 }
 

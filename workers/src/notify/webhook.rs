@@ -14,7 +14,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::SignUpEvent;
 
 use super::{
-    answer,
+    PATIENCE,
     channels::{Fault, Secrets},
     settings::WebhookFormat,
     stable,
@@ -77,7 +77,7 @@ impl Webhook {
                 None
             }
         };
-        let client = match http::client(answer::TIMEOUT) {
+        let client = match http::client(PATIENCE) {
             Ok(client) => Some(client),
             Err(error) => {
                 faults.push(("url", format!("no HTTPS client: {:#}", anyhow::Error::from(error))));
@@ -108,8 +108,8 @@ impl Webhook {
             headers.extend(keys.headers(&id, OffsetDateTime::now_utc(), body.as_bytes()));
         }
         let request = self.client.post(self.url.clone()).headers(headers).body(body);
-        let sent = request.send().await.map_err(|error| answer::not_sent(WHOM, error))?;
-        answer::judged(WHOM, sent).await
+        let sent = request.send().await.map_err(|error| http::not_sent(WHOM, error))?;
+        http::judged(WHOM, sent).await
     }
 }
 
@@ -134,22 +134,8 @@ fn signing(
 }
 
 fn parse_headers(headers: &[(String, SecretString)], faults: &mut Vec<Fault>) -> Option<HeaderMap> {
-    let before = faults.len();
-    let mut parsed = HeaderMap::new();
-    for (name, value) in headers {
-        if OURS.contains(&name.to_ascii_lowercase().as_str()) {
-            faults.push(("headers", format!("`{name}` is set by Vestibule itself")));
-            continue;
-        }
-        let header = (HeaderName::try_from(name), HeaderValue::try_from(value.expose_secret()));
-        if let (Ok(name), Ok(mut value)) = header {
-            value.set_sensitive(true);
-            parsed.append(name, value);
-        } else {
-            faults.push(("headers", format!("`{name}` is no header, or its value cannot be one")));
-        }
-    }
-    (faults.len() == before).then_some(parsed)
+    let parsed = http::headers(headers, |name| OURS.contains(&name));
+    parsed.map_err(|them| faults.extend(them.into_iter().map(|it| ("headers", it)))).ok()
 }
 
 const fn content_type(format: WebhookFormat) -> &'static str {

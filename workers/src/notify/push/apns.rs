@@ -23,7 +23,7 @@ use super::{Note, Pushed, check_ttl, keys::SigningKey};
 use crate::{
     Cause, HandleError, http,
     notify::{
-        answer,
+        PATIENCE,
         channels::{Fault, Secrets},
         settings::ApnsSettings,
         stable,
@@ -128,7 +128,7 @@ impl Apns {
             HandleError::park(Cause::Refused, anyhow!("a push message whose header is none"))
         })?;
         let request = self.client.post(url).headers(headers).body(payload(note));
-        let sent = request.send().await.map_err(|error| answer::not_sent(WHOM, error))?;
+        let sent = request.send().await.map_err(|error| http::not_sent(WHOM, error))?;
         Ok(Answer::read(sent).await)
     }
 
@@ -162,7 +162,7 @@ fn client() -> reqwest::Result<Client> {
         .http2_prior_knowledge()
         // Apple closes connections that say nothing for long; a ping finds out before a message does.
         .http2_keep_alive_interval(Duration::from_secs(60))
-        .timeout(answer::TIMEOUT)
+        .timeout(PATIENCE)
         .build()
 }
 
@@ -194,7 +194,7 @@ impl Answer {
     async fn read(answer: Response) -> Self {
         let status = answer.status();
         let id = answer.headers().get(ID).and_then(|it| it.to_str().ok()).map(str::to_owned);
-        let verdict = answer::judge(WHOM, status, answer.headers(), OffsetDateTime::now_utc());
+        let verdict = http::judge(WHOM, status, answer.headers(), OffsetDateTime::now_utc());
         let body = http::body(answer, ANSWER_BYTES_MAX).await;
         let Err(error) = verdict else {
             return Self::Judged(Ok(Pushed::Sent { id }));

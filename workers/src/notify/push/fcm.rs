@@ -17,7 +17,7 @@ use super::{Note, Pushed, check_ttl, keys::SigningKey};
 use crate::{
     Cause, HandleError, http,
     notify::{
-        answer,
+        PATIENCE,
         channels::{Fault, Secrets},
         settings::FcmSettings,
         stable,
@@ -83,7 +83,7 @@ impl Fcm {
         let pem = SecretString::from(std::mem::take(&mut account.private_key));
         let key = SigningKey::rs256(pem.expose_secret());
         let token_url = http::secure_url(&account.token_uri);
-        let client = http::client(answer::TIMEOUT).ok();
+        let client = http::client(PATIENCE).ok();
         if key.is_none() {
             wrong("its `private_key` is no RSA key in PEM");
         }
@@ -140,7 +140,7 @@ impl Fcm {
         let request = self.client.post(self.url.clone()).bearer_auth(token.expose());
         let request = request.header("content-type", "application/json");
         let sent = request.body(message.to_owned()).send().await;
-        sent.map_err(|error| answer::not_sent(WHOM, error))
+        sent.map_err(|error| http::not_sent(WHOM, error))
     }
 
     fn message(&self, device: &SecretString, note: &Note<'_>) -> String {
@@ -181,7 +181,7 @@ fn assertion(account: &ServiceAccount, key: &SigningKey, now: OffsetDateTime) ->
 /// What an answer means. Only its codes are looked at: its words may quote the message.
 async fn judge(answer: Response) -> Result<Pushed, HandleError> {
     let status = answer.status();
-    let verdict = answer::judge(WHOM, status, answer.headers(), OffsetDateTime::now_utc());
+    let verdict = http::judge(WHOM, status, answer.headers(), OffsetDateTime::now_utc());
     let body = http::body(answer, ANSWER_BYTES_MAX).await;
     let body: Value = body.and_then(|it| serde_json::from_slice(&it).ok()).unwrap_or_default();
     if status.is_success() {

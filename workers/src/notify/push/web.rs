@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Cause, HandleError, http,
     notify::{
-        answer,
+        PATIENCE,
         channels::{Fault, Secrets},
         settings::{Urgency, WebPushSettings},
         stable,
@@ -69,7 +69,7 @@ impl WebPush {
             faults.push(("public_key", expected.to_owned()));
         } else if secrets == Secrets::Real {
             let key = SigningKey::vapid(settings.private_key.expose_secret(), public_key);
-            let client = http::client(answer::TIMEOUT).ok();
+            let client = http::client(PATIENCE).ok();
             match (key, client) {
                 (Some(key), Some(client)) => {
                     return Some(Self {
@@ -117,14 +117,14 @@ impl WebPush {
             .header("urgency", self.urgency.as_str())
             .header("topic", stable::id(note.idempotency_key))
             .body(body);
-        let sent = request.send().await.map_err(|error| answer::not_sent(WHOM, error))?;
+        let sent = request.send().await.map_err(|error| http::not_sent(WHOM, error))?;
         if matches!(sent.status(), StatusCode::NOT_FOUND | StatusCode::GONE) {
             return Ok(Pushed::Gone { reason: "the push service knows no such subscription" });
         }
         // Where the message can be asked after; only its last part is the message's own.
         let id = sent.headers().get(LOCATION).and_then(|it| it.to_str().ok());
         let id = id.and_then(|it| it.rsplit('/').next()).map(str::to_owned);
-        answer::judged(WHOM, sent).await?;
+        http::judged(WHOM, sent).await?;
         Ok(Pushed::Sent { id })
     }
 
