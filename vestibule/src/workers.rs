@@ -403,7 +403,7 @@ async fn remove(
     if !yes && !answer("\nRemove it?")?.unwrap_or(false) {
         bail!("nothing was removed; --yes removes it without a question");
     }
-    remove_leftovers(config, store, name, by, &left).await?;
+    remove_leftovers(config, store, name, by, &left, InUse::Refuse).await?;
     say!("\n{name} is removed")?;
     Ok(())
 }
@@ -427,9 +427,10 @@ pub(crate) async fn remove_leftovers(
     name: &str,
     by: &str,
     left: &Seen,
+    in_use: InUse,
 ) -> anyhow::Result<()> {
     if left.backlog != Waiting::NoConsumer {
-        remove_consumer(config, name).await?;
+        remove_consumer(config, name, in_use).await?;
     }
     let removed = store.remove_worker(name, by, OffsetDateTime::now_utc()).await;
     removed.context("the consumer is removed, and what the store has set aside is not; try again")
@@ -460,23 +461,33 @@ impl Seen {
     }
 }
 
-async fn remove_consumer(config: &Config, name: &str) -> anyhow::Result<()> {
+/// What to do about a consumer of an embedded log that a process has open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum InUse {
+    /// That process still runs the worker: what it began with holds until its end.
+    Refuse,
+    /// It has let go of the subscriber, and forgets the consumer when it is told.
+    Tell,
+}
+
+async fn remove_consumer(config: &Config, name: &str, in_use: InUse) -> anyhow::Result<()> {
     let removed = match &config.nats {
         Some(nats) => {
             let stream = wiring::stream(config, nats, Role::Provisioner).await?;
             migrate::let_in(nats, &stream).await?;
             stream.remove_consumer(name).await
         }
-        None => {
-            match LocalLog::open(wiring::local_log_config(config)).await {
-                Ok(log) => {
-                    let removed = log.remove_consumer(name).await;
-                    log.close().await.and(removed)
-                }
-                // Whoever has the log open does it.
-                Err(_) => return config.subscribers.ask_to_remove(name).await,
+        None => match (LocalLog::open(wiring::local_log_config(config)).await, in_use) {
+            (Ok(log), _) => {
+                let removed = log.remove_consumer(name).await;
+                log.close().await.and(removed)
             }
-        }
+            (Err(_), InUse::Tell) => return config.subscribers.ask_to_remove(name).await,
+            (Err(error), InUse::Refuse) => {
+                let error = anyhow::Error::from(error);
+                return Err(error.context("the log must not be in use: stop `vestibule up` first"));
+            }
+        },
     };
     removed
         .with_context(|| format!("could not remove the consumer {name}; nothing has changed"))?;

@@ -6,7 +6,8 @@ use super::known;
 use crate::{
     config::Config,
     dead::{answer, say},
-    wiring, workers,
+    wiring,
+    workers::{self, InUse},
 };
 
 /// The file goes first, so that whatever runs lets go of the consumer.
@@ -49,7 +50,7 @@ pub(super) async fn remove(config: &Config, name: &str, by: &str, yes: bool) -> 
         }
     }
     if let Some(leaves) = leaves {
-        workers::remove_leftovers(config, &store, name, by, &leaves).await?;
+        workers::remove_leftovers(config, &store, name, by, &leaves, InUse::Tell).await?;
     }
     say!("\n{name} is removed")?;
     Ok(())
