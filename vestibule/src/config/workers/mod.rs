@@ -132,7 +132,9 @@ pub(super) fn read(
             }
             let mut channels: Vec<_> = channels.into_iter().flatten().collect();
             let kinds = Notify::wanted_kinds(channels.iter_mut().map(|it| &mut it.filter));
-            read_worker(it, Some(EffectConfig::Notify(channels)), &kinds, connectors)
+            let notify = read_worker(it, Some(EffectConfig::Notify(channels)), &kinds, connectors);
+            complain_of_idle_channels(it, notify.as_ref());
+            notify
         });
         let database = section.section("database", |it| {
             read_worker(it, Some(EffectConfig::Database), Database::KINDS, connectors)
@@ -159,6 +161,29 @@ pub(super) fn read(
         let workers = [notify, database, permissions, asked, accounts, confirm];
         workers.into_iter().chain(statements).flatten().collect()
     })
+}
+
+/// A channel whose kinds the worker is not given would be silent for ever, and nobody would be told.
+fn complain_of_idle_channels(section: &mut Section<'_>, notify: Option<&WorkerConfig>) {
+    let Some(WorkerConfig { effect: EffectConfig::Notify(channels), settings }) = notify else {
+        return;
+    };
+    let given = &settings.filter.kinds;
+    for channel in channels {
+        let wanted = &channel.filter.kinds;
+        if !given.is_empty() && !wanted.iter().any(|it| given.contains(it)) {
+            let wanted: Vec<_> = wanted.iter().map(|it| it.as_str()).collect();
+            section.complain(
+                "kinds",
+                format!(
+                    "leaves nothing for the channel `{}`, which wants {}; leave `kinds` out, or give \
+                     the channel its own",
+                    channel.name,
+                    quoted(&wanted)
+                ),
+            );
+        }
+    }
 }
 
 /// What every worker has, or `None` where the file does not want this one. `kinds` is what it is
@@ -280,6 +305,19 @@ mod tests {
         assert_eq!(settings.rate, "6000/m".parse().ok());
         let breaker = BreakerPolicy { failures: 3, pause: 2 * MINUTE / 60, max_pause: 5 * MINUTE };
         assert_eq!(settings.breaker, breaker);
+    }
+
+    #[test]
+    fn a_channel_that_would_never_be_told_is_a_mistake() {
+        let example = include_str!("../../../../vestibule.toml");
+        let parse = |notify: &str| {
+            let source = format!("{example}\n[workers.confirm]\n[workers.notify]\n{notify}");
+            Config::parse(Path::new("vestibule.toml"), &source)
+        };
+        assert!(parse("").is_ok());
+        let complaints = parse("kinds = [\"accepted\"]").unwrap_err().to_string();
+        let said = "workers.notify.kinds: leaves nothing for the channel `kept`, which wants \"confirmed\"";
+        assert!(complaints.contains(said), "{complaints}");
     }
 
     #[test]

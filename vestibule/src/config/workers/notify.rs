@@ -16,7 +16,7 @@ use crate::config::{ApprovalsConfig, SecretSource, reader::Section};
 /// One way of telling somebody.
 #[derive(Debug)]
 pub(crate) struct ChannelConfig {
-    name: String,
+    pub(super) name: String,
     pub(crate) filter: Filter,
     subject: String,
     body: String,
