@@ -54,6 +54,12 @@ async fn lag(site: &Site, name: &str) -> anyhow::Result<Value> {
     Ok(lag[0].clone())
 }
 
+async fn pause(site: &Site, up: &Up, name: &str) -> anyhow::Result<()> {
+    run(site, &["subscriber", "pause", name, "--reason", "the disk moves"]).await?;
+    let metric = format!("vestibule_worker_paused{{worker=\"{name}\"}}");
+    eventually(LIMIT, "it is paused", async || anyhow::Ok(up.metric(&metric).await? == 1.0)).await
+}
+
 async fn wait_for_running(up: &Up, count: f64) -> anyhow::Result<()> {
     eventually(LIMIT, &format!("{count} subscribers run"), async || {
         anyhow::Ok(up.metric("vestibule_subscribers_running").await? == count)
@@ -75,11 +81,7 @@ async fn a_subscriber_comes_and_goes_while_everything_runs() -> anyhow::Result<(
     accept(&up.base, "ada@example.com").await?;
     wait_for_seen(&site, &["ada@example.com"]).await?;
 
-    run(&site, &["subscriber", "pause", "audit", "--reason", "the disk moves"]).await?;
-    eventually(LIMIT, "it is paused", async || {
-        anyhow::Ok(up.metric("vestibule_worker_paused{worker=\"audit\"}").await? == 1.0)
-    })
-    .await?;
+    pause(&site, &up, "audit").await?;
     accept(&up.base, "bea@example.com").await?;
     let waits = eventually(LIMIT, "an event waits", async || {
         let it = lag(&site, "audit").await?;
@@ -93,14 +95,23 @@ async fn a_subscriber_comes_and_goes_while_everything_runs() -> anyhow::Result<(
     wait_for_seen(&site, &["bea@example.com"]).await?;
     assert_eq!(seen(&site)?, ["ada@example.com", "bea@example.com"], "no more, and each once");
 
+    for not_a_subscriber in ["notify", "../vestibule"] {
+        let refused = site.run(&["subscriber", "remove", not_a_subscriber, "--yes"]).await?;
+        assert!(refused.code == 1 && refused.stderr.contains(not_a_subscriber), "{refused:?}");
+    }
+    assert!(site.path().join("vestibule.toml").exists());
+    // What waits for one that is paused goes with it, and is not given to it at the last moment.
+    pause(&site, &up, "audit").await?;
+    accept(&up.base, "carl@example.com").await?;
     let refused = site.run(&["subscriber", "remove", "audit"]).await?;
-    assert!(refused.stdout.contains("its consumer, with 0 events"), "{refused:?}");
+    assert!(refused.stdout.contains("its consumer, with 1 event"), "{refused:?}");
     assert_eq!(refused.code, 1, "nobody is there to ask");
     run(&site, &["subscriber", "remove", "audit", "--yes"]).await?;
     wait_for_running(&up, 0.0).await?;
     assert!(!site.path().join("subscribers/audit.toml").exists());
     let list = run(&site, &["worker", "list"]).await?.stdout;
     assert!(!list.contains("audit"), "{list}");
+    assert_eq!(seen(&site)?, ["ada@example.com", "bea@example.com"]);
     Ok(())
 }
 

@@ -70,8 +70,11 @@ async fn follow(site: &Site, label: &str, port: u16) -> anyhow::Result<Vec<Proce
         if block.value("run") != Some(label) {
             continue;
         }
-        let mut process = Process::spawn(&shell(site, &text)?)?;
-        if block.words.contains(&"background") {
+        let is_background = block.words.contains(&"background");
+        // In the shell's place, or killing the shell would leave it behind.
+        let script = if is_background { format!("exec {text}") } else { text.clone() };
+        let mut process = Process::spawn(&shell(site, &script)?)?;
+        if is_background {
             eventually(LIMIT, "it listens", async || {
                 tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
             })

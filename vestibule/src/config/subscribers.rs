@@ -326,7 +326,10 @@ impl SubscribersConfig {
             let name = path.file_name()?.to_str()?.strip_prefix('.')?.strip_suffix(REMOVE)?;
             Some((name.to_owned(), path.clone()))
         };
-        entries.filter_map(|it| note(it.path())).collect()
+        entries
+            .filter_map(|it| note(it.path()))
+            .filter(|(name, _)| check_name(name).is_ok())
+            .collect()
     }
 
     /// The secrets of all that may change while they run.
@@ -579,6 +582,7 @@ mod tests {
     fn what_is_asked_to_be_removed_is_found_by_its_note() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(".crm.remove"), "").unwrap();
+        std::fs::write(folder.path().join(".notify.remove"), "not a subscriber").unwrap();
         std::fs::write(folder.path().join("crm.toml"), "").unwrap();
         let noted = SubscribersConfig::to_remove(folder.path());
         assert_eq!(noted, [("crm".to_owned(), folder.path().join(".crm.remove"))]);

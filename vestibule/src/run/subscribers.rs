@@ -141,7 +141,7 @@ impl Crew {
                 () = stop.cancelled() => break,
                 _ = ticks.tick() => {}
             }
-            self.remove_as_told().await;
+            self.remove_as_told(&posts).await;
             let now = self.stamps().await;
             if settling.look(&seen, &now) != Look::Changed {
                 continue;
@@ -164,10 +164,13 @@ impl Crew {
         Ok(())
     }
 
-    /// Forgets the consumers of subscribers that are removed, once they have finished.
-    async fn remove_as_told(&self) {
+    /// Forgets the consumers of subscribers that are removed, once they have been told to finish: one
+    /// that is paused would begin anew as soon as it is paused no more.
+    async fn remove_as_told(&self, posts: &BTreeMap<String, Post>) {
         let Some(log) = &self.tools.local else { return };
-        for (name, note) in SubscribersConfig::to_remove(&self.config.subscribers.folder) {
+        let asked = SubscribersConfig::to_remove(&self.config.subscribers.folder);
+        let runs = |name: &str| posts.get(name).is_some_and(|it| it.borrow().is_some());
+        for (name, note) in asked.into_iter().filter(|(name, _)| !runs(name)) {
             // Refused while its worker has something in hand; the next look tries again.
             match log.remove_consumer(&name).await {
                 Ok(_) => {

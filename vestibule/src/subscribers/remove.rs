@@ -1,10 +1,10 @@
 //! `vestibule subscriber remove`: its file, its consumer and what waits for it.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Error, bail};
 
 use super::known;
 use crate::{
-    config::Config,
+    config::{Config, check_name},
     dead::{answer, say},
     wiring,
     workers::{self, InUse},
@@ -12,6 +12,8 @@ use crate::{
 
 /// The file goes first, so that whatever runs lets go of the consumer.
 pub(super) async fn remove(config: &Config, name: &str, by: &str, yes: bool) -> anyhow::Result<()> {
+    // The name becomes that of a file and of a consumer, and no worker of ours is removed here.
+    check_name(name).map_err(Error::msg)?;
     let found = &config.subscribers;
     if found
         .subscribers
