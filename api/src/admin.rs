@@ -1,4 +1,5 @@
-//! Health, readiness and metrics, on a listener of their own that platforms cannot reach.
+//! Health, readiness, metrics and the contracts, on a listener of their own that platforms cannot
+//! reach.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -14,13 +15,16 @@ use prometheus_client::{encoding::text, registry::Registry};
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
+use crate::contracts;
+
 /// `/healthz` says that the process lives, `/readyz` whether it should be sent calls, `/metrics`
-/// the rest, in OpenMetrics text.
+/// the rest, in OpenMetrics text; `/schemas/` lists what others may rely on.
 pub fn admin_router(registry: Arc<Registry>, readiness: Arc<dyn Readiness>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz).with_state(readiness))
         .route("/metrics", get(metrics).with_state(registry))
+        .merge(contracts::router())
         .fallback(what_there_is)
 }
 
@@ -115,7 +119,7 @@ async fn what_there_is() -> Response {
     let body = json!({
         "status": 404,
         "code": "not-found",
-        "userMessage": "there are /healthz, /readyz and /metrics here",
+        "userMessage": "there are /healthz, /readyz, /metrics and /schemas/ here",
     });
     (StatusCode::NOT_FOUND, axum::Json(body)).into_response()
 }

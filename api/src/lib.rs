@@ -9,15 +9,19 @@ mod admin;
 mod approvals;
 mod auth;
 mod contract;
+mod contracts;
 mod decide;
+mod devices;
 mod metrics;
+mod outbox;
 mod serve;
 mod server;
 mod settings;
+mod sightings;
 mod trace;
 
 pub use admin::{Check, Readiness, ReadinessReport, Status, admin_router};
-pub use approvals::{ApprovalDesk, DeskError, approvals_router, publish_decisions};
+pub use approvals::{ApprovalDesk, DeskError, approvals_router, expire_requests};
 pub use auth::{
     BearerSettings, BearerSettingsError, BearerVerifier, CertificateEncoding, CertificateSettings,
     CertificateSettingsError, CertificateSource, Credential, CredentialKind, DistinguishedName,
@@ -43,8 +47,11 @@ pub use decide::{
     MessageError, MessageGap, Messages, OnError, Question, ReferenceData, RuleError, RuleOutcome,
     RuleSettings, Rules, StandIn, Standing, TRY_AGAIN, Text, Unreachable,
 };
+pub use devices::{DeviceDesk, devices_router};
+pub use outbox::publish_outbox;
 pub use serve::{Connection, ServerLimits, Stop, Tls, TlsError, TlsSettings, serve, serve_tls};
 pub use server::{Api, DuplicateConnector, router};
 pub use settings::{
     AnswerAfter, ConnectorSettings, ContractSettings, Durable, ErrorStatus, OnStorageFailure,
 };
+pub use sightings::{Sightings, SightingsWriter};

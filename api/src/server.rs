@@ -9,7 +9,7 @@ use std::{
     fmt,
     pin::pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -39,7 +39,7 @@ use vestibule_events::{
 };
 
 use crate::{
-    AnswerAfter, ConnectorSettings, ContractSettings, OnStorageFailure, Problem,
+    AnswerAfter, ConnectorSettings, ContractSettings, OnStorageFailure, Problem, Sightings,
     auth::{Authenticated, Caller, Credentials, Denied},
     contract::{BodyKind, Call, Dialect, Received, Reply, Shape, Written},
     decide::{Decided, Decider, Question},
@@ -60,6 +60,8 @@ struct Inner {
     appends: Arc<Semaphore>,
     /// So that a full disk is reported once and not for every call.
     storage_fails: AtomicBool,
+    /// Where accounts are noted that are about to get a token; empty where nobody wants to know.
+    sightings: OnceLock<Sightings>,
 }
 
 /// A connector's settings, ready to use.
@@ -120,7 +122,13 @@ impl Api {
             metrics,
             appends: Arc::new(Semaphore::new(APPENDS_MAX)),
             storage_fails: AtomicBool::new(false),
+            sightings: OnceLock::new(),
         })))
+    }
+
+    /// Has accounts noted, from now on, that are about to get a token.
+    pub fn note_accounts(&self, sightings: Sightings) {
+        self.0.sightings.get_or_init(|| sightings);
     }
 
     /// Has a connector decide by something else from now on; calls in progress go on as they began.
@@ -305,7 +313,11 @@ async fn take(
         Span::part("decide").within(deciding).await
     };
     if Kind::of(sign_up.step, &decision.outcome).is_none() {
-        // Called at every sign-in: there is nothing to tell anybody, and so nothing to wait for.
+        // Called at every sign-in: there is nothing to tell anybody, and so nothing to wait for. That
+        // there is an account is noted beside the call.
+        if let (Some(sightings), Some(object_id)) = (api.sightings.get(), &sign_up.object_id) {
+            sightings.saw(&settings.name, &person, object_id);
+        }
         let outcome = decision.outcome;
         return Ok(Answered { shape, served: Served::from(&outcome), outcome, event: None });
     }
@@ -315,6 +327,9 @@ async fn take(
     let event = event(&api.key, person, sign_up, decision, traceparent);
     Ok(match store(api, connector, event, deadline).await {
         Ok(event) => {
+            if let (Some(sightings), Kind::Accepted) = (api.sightings.get(), event.kind) {
+                sightings.forget(&settings.name, &event.person);
+            }
             let outcome = event.decision.outcome;
             Answered { shape, served: Served::from(&outcome), outcome, event: Some(event.id) }
         }

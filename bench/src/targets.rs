@@ -220,10 +220,13 @@ impl Numbered {
             filter: Filter::default(),
             subject: "Welcome".to_owned(),
             body: "{{ signup.email_domain }}".to_owned(),
+            language: "en".to_owned(),
+            locales: vec![],
             kind: ChannelKind::Webhook {
                 url: format!("http://{target}/{number}").into(),
                 format: WebhookFormat::Json,
                 headers: vec![],
+                signing_key: None,
             },
         };
         let settings = NotifySettings { channels: vec![channel], approvals: None };

@@ -147,6 +147,7 @@ fn closing(
         sign_up: pending.sign_up.clone(),
         decision: Decision { outcome, ..pending.decision.clone() },
         approval: Some(approval),
+        confirmation: None,
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{Approval, Decision, Fingerprint, Outcome, Person, SignUp, Step};
+use crate::{Approval, Confirmation, Decision, Fingerprint, Outcome, Person, SignUp, Step};
 
 /// The `dataschema` of the events this version writes. A breaking change takes the next number.
 pub(crate) const DATA_SCHEMA: &str = "urn:vestibule:schema:signup:1";
@@ -33,6 +33,8 @@ pub struct SignUpEvent {
     pub decision: Decision,
     /// Who decided a request for approval, in the events that this makes.
     pub approval: Option<Approval>,
+    /// Which sign-up this is the outcome of, in the events that say whether an account came to be.
+    pub confirmation: Option<Confirmation>,
 }
 
 impl SignUpEvent {
@@ -53,8 +55,18 @@ impl SignUpEvent {
         let time = now
             .replace_millisecond(now.millisecond())
             .expect("a millisecond taken from a time is valid in it");
-        let (traceparent, approval) = (None, None);
-        Some(Self { id, time, kind, person, fingerprint, traceparent, sign_up, decision, approval })
+        Some(Self {
+            id,
+            time,
+            kind,
+            person,
+            fingerprint,
+            traceparent: None,
+            sign_up,
+            decision,
+            approval: None,
+            confirmation: None,
+        })
     }
 
     /// `signups.<connector>.<kind>`: what a NATS subscription filters on.
@@ -185,6 +197,8 @@ struct WrittenData<'a> {
     decision: &'a Decision,
     #[serde(skip_serializing_if = "Option::is_none")]
     approval: Option<&'a Approval>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confirmation: Option<&'a Confirmation>,
 }
 
 /// The envelope as it is read; what we do not know is ignored, so that a newer version's
@@ -235,6 +249,9 @@ struct ReadData {
     /// Who decided a request for approval, in the events that this makes.
     #[serde(default)]
     approval: Option<Approval>,
+    /// Which sign-up this is the outcome of, in the events that say whether an account came to be.
+    #[serde(default)]
+    confirmation: Option<Confirmation>,
 }
 
 impl Serialize for SignUpEvent {
@@ -254,6 +271,7 @@ impl Serialize for SignUpEvent {
                 sign_up: &self.sign_up,
                 decision: &self.decision,
                 approval: self.approval.as_ref(),
+                confirmation: self.confirmation.as_ref(),
             },
         }
         .serialize(serializer)
@@ -282,6 +300,7 @@ impl<'de> Deserialize<'de> for SignUpEvent {
             sign_up: read.data.sign_up,
             decision: read.data.decision,
             approval: read.data.approval,
+            confirmation: read.data.confirmation,
         })
     }
 }

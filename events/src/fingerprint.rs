@@ -11,7 +11,7 @@ use serde_json::Value;
 use sha2::Sha256;
 use uuid::Uuid;
 
-use crate::SignUp;
+use crate::{Email, Identity, SignUp};
 
 type HmacSha256 = Hmac<Sha256>;
 
@@ -108,19 +108,37 @@ impl PseudonymKey {
     /// kind of account (contract 1.2).
     #[must_use]
     pub fn person(&self, sign_up: &SignUp) -> Person {
+        if let Some(email) = &sign_up.email {
+            return self.person_with_email(email);
+        }
+        if let Some(identity) = sign_up.identities.iter().min() {
+            return self.person_with_identity(identity);
+        }
         let mut hash = Canonical(self.hmac.clone());
         hash.text("person");
-        if let Some(email) = &sign_up.email {
-            hash.text("email");
-            hash.text(&email.expose().trim().to_lowercase());
-        } else if let Some(identity) = sign_up.identities.iter().min() {
-            hash.text("identity");
-            hash.text(&identity.issuer);
-            hash.text(&identity.issuer_assigned_id);
-        } else {
-            hash.text("claims");
-            hash.object(&sign_up.claims);
-        }
+        hash.text("claims");
+        hash.object(&sign_up.claims);
+        Person(HEXLOWER.encode(&hash.finish()))
+    }
+
+    /// Who signs up with this address.
+    #[must_use]
+    pub fn person_with_email(&self, email: &Email) -> Person {
+        let mut hash = Canonical(self.hmac.clone());
+        hash.text("person");
+        hash.text("email");
+        hash.text(&email.expose().trim().to_lowercase());
+        Person(HEXLOWER.encode(&hash.finish()))
+    }
+
+    /// Who signs up with this identity, and without an address.
+    #[must_use]
+    pub fn person_with_identity(&self, identity: &Identity) -> Person {
+        let mut hash = Canonical(self.hmac.clone());
+        hash.text("person");
+        hash.text("identity");
+        hash.text(&identity.issuer);
+        hash.text(&identity.issuer_assigned_id);
         Person(HEXLOWER.encode(&hash.finish()))
     }
 
@@ -150,6 +168,14 @@ impl PseudonymKey {
         let mut hash = Canonical(self.hmac.clone());
         hash.text("request");
         hash.0.update(request.as_bytes());
+        Fingerprint(hash.finish())
+    }
+
+    /// Which outcome of a sign-up that was let past this is: there is one for each.
+    pub(crate) fn fingerprint_of_confirmation(&self, origin: Uuid) -> Fingerprint {
+        let mut hash = Canonical(self.hmac.clone());
+        hash.text("confirmation");
+        hash.0.update(origin.as_bytes());
         Fingerprint(hash.finish())
     }
 

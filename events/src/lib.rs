@@ -9,18 +9,21 @@
 //! sign-ups, and mean the same.
 
 mod approval;
+mod confirmation;
 mod decision;
 mod event;
 pub mod expression;
 mod fingerprint;
 mod jetstream;
 mod local;
+mod locale;
 mod log;
 pub mod relay;
 mod signup;
 pub mod trace;
 
 pub use approval::{Approval, ApprovalLinks, LinkError, UnknownVerdict, Verdict};
+pub use confirmation::{Confirmation, ConfirmationSource, UnknownSource};
 pub use decision::{Decision, Effect, LookupReason, Mode, Outcome, Reason};
 pub use event::{Kind, SignUpEvent, event_schema};
 pub use fingerprint::{Fingerprint, Person, PseudonymKey};
@@ -29,6 +32,7 @@ pub use jetstream::{
     Provisioned, Provisioning, Role, ServerFacts, StreamFacts,
 };
 pub use local::{LocalLog, LocalLogConfig, LogContents, LogCopy, Retention};
+pub use locale::{for_languages, normal_language};
 pub use log::{
     Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, EventLog,
     Filter, LogError, Replay, Start, Stored, Undecodable,

@@ -35,6 +35,13 @@ pub trait EventLog: fmt::Debug + Send + Sync + 'static {
 
     /// How far a durable consumer is, or `None` where there is none of that name.
     async fn backlog(&self, consumer: &str) -> Result<Option<Backlog>, LogError>;
+
+    /// Where the first event stands, or later, that a durable consumer has not done: everything
+    /// before it is done or does not concern it. `None` where there is none of that name, and from a
+    /// log that does not know.
+    async fn first_undone(&self, _consumer: &str) -> Result<Option<u64>, LogError> {
+        Ok(None)
+    }
 }
 
 /// An event and its place in its log.

@@ -5,8 +5,9 @@
 //! that nothing is left to do.
 //!
 //! That also settles the order in which PostgreSQL takes its row locks, the same everywhere: inbox,
-//! sign-up, person, grants by role, requests for approval by expiry, outbox. Nobody waits for an
-//! earlier one while holding a later one, so there are no deadlocks.
+//! sign-up, person, grants by role, what targets hold of them, requests for approval by expiry,
+//! sightings of accounts, confirmations, outbox. Nobody waits for an earlier one while holding a later
+//! one, so there are no deadlocks.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -42,14 +43,23 @@ impl Store {
     /// Whether `worker` has dealt with an event.
     pub async fn is_done(&self, worker: &str, event_id: Uuid) -> Result<bool, StoreError> {
         let mut session = self.read().await?;
-        let row: Option<(i64,)> = fetch_optional!(
-            &mut session,
-            sqlx::query_as("SELECT count(*) FROM inbox WHERE worker = $1 AND event_id = $2")
-                .bind(worker)
-                .bind(event_id)
-        )?;
-        Ok(row.is_some_and(|(rows,)| rows > 0))
+        holds(&mut session, worker, event_id).await
     }
+}
+
+/// Whether `worker` has dealt with an event, as a transaction sees it.
+pub(crate) async fn holds(
+    session: &mut Session,
+    worker: &str,
+    event_id: Uuid,
+) -> Result<bool, StoreError> {
+    let row: Option<(i64,)> = fetch_optional!(
+        session,
+        sqlx::query_as("SELECT count(*) FROM inbox WHERE worker = $1 AND event_id = $2")
+            .bind(worker)
+            .bind(event_id)
+    )?;
+    Ok(row.is_some_and(|(rows,)| rows > 0))
 }
 
 /// Notes within a transaction that `worker` deals with an event.

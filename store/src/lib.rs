@@ -10,10 +10,13 @@
 mod accounts;
 mod approvals;
 mod attempts;
+mod confirmations;
 mod dead_letters;
+mod devices;
 mod effects;
 mod error;
 mod file;
+mod grant_targets;
 mod grants;
 mod inbox;
 mod migrations;
@@ -21,29 +24,37 @@ mod notifications;
 mod outbox;
 mod pausing;
 mod people;
+mod recipients;
 mod removal;
 mod retries;
 mod session;
 mod sqlite;
 mod store;
 mod text;
+mod transaction;
 
 pub use accounts::{Account, AccountOrigin, MadeAccount};
 pub use approvals::{
     ApprovalFilter, ApprovalRequest, ApprovalState, Decided, Opened, RequestState, UnknownState,
 };
 pub use attempts::{FailedAttempt, Failures};
+pub use confirmations::{ConfirmationRecord, ConfirmationState, Unconfirmed};
 pub use dead_letters::{
     Letter, LetterChange, LetterFilter, LetterGroup, LetterState, LetterWhole, Redriven,
     UnknownLetterState,
 };
+pub use devices::{Device, DeviceAddress, DeviceKind, DeviceRecord, UnknownDeviceKind};
 pub use effects::Effects;
 pub use error::{Cause, StoreError};
-pub use grants::{Grant, NewGrant};
+pub use grant_targets::{GrantTarget, GrantTargetFilter, Seen, Wanted};
+pub use grants::{Grant, GrantFilter, NewGrant, Revocation};
 pub use inbox::Done;
 pub use migrations::Migration;
 pub use notifications::Begun;
 pub use pausing::PausedWorker;
 pub use people::PersonRecord;
+pub use recipients::RoleHolder;
 pub use retries::{AfterFailure, Failed, FailedEvent, Retry, SetAside, Standing};
+pub use session::Dialect as StoreConnection;
 pub use store::{Store, StoreOptions, StoreUrl};
+pub use transaction::Transaction;

@@ -88,6 +88,27 @@ impl Store {
         Ok(Done::from_rows(rows))
     }
 
+    /// Takes the note back that a notification is being sent: whom it was for is gone.
+    pub async fn forget_notification(
+        &self,
+        worker: &str,
+        event_id: Uuid,
+        channel: &str,
+    ) -> Result<(), StoreError> {
+        let mut session = self.write().await?;
+        execute!(
+            &mut session,
+            sqlx::query(
+                "DELETE FROM notifications
+                 WHERE event_id = $1 AND worker = $2 AND channel = $3 AND state = 'sending'"
+            )
+            .bind(event_id)
+            .bind(worker)
+            .bind(channel)
+        )?;
+        session.commit().await
+    }
+
     /// Keeps a notification in the store and sends it nowhere.
     pub async fn record_notification(
         &self,

@@ -1,7 +1,8 @@
 //! Which workers were told to take no events.
 //!
-//! That holds for every process of a worker and across restarts, until somebody lifts it; nothing
-//! is ever paused by itself. A paused worker keeps its backlog.
+//! That holds for every process of a worker and across restarts, until somebody lifts it.
+//! Operators pause workers; one is paused by itself only where its target says that it wants no more
+//! events. A paused worker keeps its backlog.
 
 use time::OffsetDateTime;
 

@@ -3,7 +3,7 @@
 //! The SQL is written so that SQLite and PostgreSQL take the same statements; what differs is the
 //! type of the connection. The macros below run a statement on either, within the time limit.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use sqlx::{Executor, PgConnection, Postgres, Sqlite, SqliteConnection, pool::PoolConnection};
 
@@ -26,9 +26,16 @@ enum Lent {
 }
 
 /// The connection itself, by dialect.
-pub(crate) enum Dialect<'a> {
+#[derive(Debug)]
+pub enum Dialect<'a> {
     Sqlite(&'a mut SqliteConnection),
     Postgres(&'a mut PgConnection),
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Session")
+    }
 }
 
 impl Session {
@@ -74,6 +81,15 @@ impl Session {
             self.in_doubt = true;
             within(self.limit, connection.execute("BEGIN")).await?;
         }
+        Ok(())
+    }
+
+    /// Undoes everything since [`Session::begin`]. A turn is undone by whoever has the next one.
+    pub(crate) async fn roll_back(mut self) -> Result<(), StoreError> {
+        if let Lent::Postgres(connection) = &mut self.lent {
+            within(self.limit, connection.execute("ROLLBACK")).await?;
+        }
+        self.in_doubt = false;
         Ok(())
     }
 

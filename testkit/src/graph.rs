@@ -1,6 +1,6 @@
 //! A stand-in for Microsoft Graph and its token service.
 //!
-//! It knows users and invitations, and does what Graph does to those who rely on it: names, addresses
+//! It knows users, invitations, members of groups and assignments of app roles, and does what Graph does to those who rely on it: names, addresses
 //! and identities are unique at once, but what was written is not to be seen for a while; searches of a
 //! shape it does not know find nothing; tokens end. Failures are planned by the test. It answers from a
 //! thread of its own, so a test may block.
@@ -44,6 +44,12 @@ pub enum GraphCall {
     CreateUser,
     Invite,
     UpdateUser,
+    AddMember,
+    RemoveMember,
+    ReadMembers,
+    AssignRole,
+    RemoveAssignment,
+    ReadAssignments,
 }
 
 /// What is to become of a call.
@@ -93,6 +99,11 @@ struct Directory {
     plan: HashMap<GraphCall, VecDeque<GraphFault>>,
     /// So many reads do not see what was written.
     blind_reads: u32,
+    /// Ids of members by group.
+    groups: HashMap<String, Vec<String>>,
+    assignments: Vec<Value>,
+    /// So many items are on a page of a list, whatever was asked for.
+    page: usize,
 }
 
 #[derive(Debug)]
@@ -116,6 +127,9 @@ impl Graph {
             requests: Vec::new(),
             plan: HashMap::new(),
             blind_reads: 0,
+            groups: HashMap::new(),
+            assignments: Vec::new(),
+            page: 100,
         }));
         let router = Router::new().fallback(answer).with_state(Arc::clone(&directory));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -174,6 +188,36 @@ impl Graph {
 
     pub fn invitations(&self) -> Vec<Value> {
         self.lock().invitations.clone()
+    }
+
+    /// Makes an empty group; no other group is known.
+    pub fn add_group(&self, id: &str) {
+        self.lock().groups.entry(id.to_owned()).or_default();
+    }
+
+    /// Who is in a group; each as often as they are in it.
+    pub fn members(&self, group: &str) -> Vec<String> {
+        self.lock().groups.get(group).cloned().unwrap_or_default()
+    }
+
+    /// Puts somebody into a group, or takes them out, behind everybody's back.
+    pub fn set_member(&self, group: &str, user: &str, is_member: bool) {
+        let mut directory = self.lock();
+        let members = directory.groups.entry(group.to_owned()).or_default();
+        members.retain(|it| it != user);
+        if is_member {
+            members.push(user.to_owned());
+        }
+    }
+
+    /// All assignments of app roles.
+    pub fn assignments(&self) -> Vec<Value> {
+        self.lock().assignments.clone()
+    }
+
+    /// From now on, a page of a list holds so many items.
+    pub fn page_by(&self, items: usize) {
+        self.lock().page = items.max(1);
     }
 
     /// All calls so far.
@@ -267,9 +311,23 @@ fn call_of(method: &Method, path: &str) -> Option<(GraphCall, String)> {
         ("POST", "/users") => GraphCall::CreateUser,
         ("POST", "/invitations") => GraphCall::Invite,
         ("PATCH", path) if path.starts_with("/users/") => GraphCall::UpdateUser,
-        _ => return None,
+        (method, path) => {
+            let parts: Vec<_> = path.split('/').skip(1).collect();
+            match (method, &parts[..]) {
+                ("POST", ["groups", _, "members", "$ref"]) => GraphCall::AddMember,
+                ("DELETE", ["groups", _, "members", _, "$ref"]) => GraphCall::RemoveMember,
+                ("GET", ["groups", _, "members"]) => GraphCall::ReadMembers,
+                ("POST", ["servicePrincipals", _, "appRoleAssignedTo"]) => GraphCall::AssignRole,
+                ("DELETE", ["servicePrincipals", _, "appRoleAssignedTo", _]) => {
+                    GraphCall::RemoveAssignment
+                }
+                ("GET", ["servicePrincipals", _, "appRoleAssignedTo"])
+                | ("GET", ["users", _, "appRoleAssignments"]) => GraphCall::ReadAssignments,
+                _ => return None,
+            }
+        }
     };
-    Some((call, path.to_owned()))
+    Some((call, decoded(path)))
 }
 
 fn decoded(text: &str) -> String {
@@ -348,6 +406,12 @@ impl Directory {
             GraphCall::CreateUser => self.create(&body),
             GraphCall::Invite => self.invite(&body),
             GraphCall::UpdateUser => self.update(path.trim_start_matches("/users/"), &body),
+            GraphCall::AddMember
+            | GraphCall::RemoveMember
+            | GraphCall::ReadMembers
+            | GraphCall::AssignRole
+            | GraphCall::RemoveAssignment
+            | GraphCall::ReadAssignments => self.access(call, path, query, headers, &body),
             GraphCall::Token => unreachable!("answered above"),
         }
     }
@@ -499,14 +563,112 @@ impl Directory {
             if let Some(user) = self.users.iter_mut().find(|user| user.text("id") == id) {
                 user.blind_reads -= 1;
             }
-            let message = format!(
-                "Resource '{id}' does not exist or one of its queried \
-                 reference-property objects are not present."
-            );
-            return Answer::error(404, "Request_ResourceNotFound", &message);
+            return not_found(id);
         };
         user.properties.extend(changes);
         Answer::new(204, Value::Null)
+    }
+
+    fn access(
+        &mut self,
+        call: GraphCall,
+        path: &str,
+        query: &str,
+        headers: &HeaderMap,
+        body: &Value,
+    ) -> Answer {
+        let parts: Vec<_> = path.split('/').skip(1).collect();
+        let id = parts.get(1).copied().unwrap_or_default();
+        let last = parts.get(3).copied().unwrap_or_default();
+        let host = headers.get(header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default();
+        let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+        match call {
+            GraphCall::AddMember => self.add_member(id, &text("@odata.id")),
+            GraphCall::RemoveMember => {
+                let Some(members) = self.groups.get_mut(id) else { return not_found(id) };
+                let before = members.len();
+                members.retain(|it| it != last);
+                if members.len() == before {
+                    return not_found(last);
+                }
+                Answer::new(204, Value::Null)
+            }
+            GraphCall::ReadMembers => match self.groups.get(id) {
+                Some(members) => {
+                    let all = members.iter().map(|it| json!({ "id": it })).collect();
+                    self.paged(all, host, path, query)
+                }
+                None => not_found(id),
+            },
+            GraphCall::AssignRole => {
+                let (principal, role) = (text("principalId"), text("appRoleId"));
+                if !self.is_seen(&principal) {
+                    return not_found(&principal);
+                }
+                let same = |it: &Value| {
+                    it["principalId"] == principal
+                        && it["appRoleId"] == role
+                        && it["resourceId"] == id
+                };
+                if self.assignments.iter().any(same) {
+                    let message = "Permission being assigned already exists on the object";
+                    return Answer::error(400, "Request_BadRequest", message);
+                }
+                let assignment = json!({
+                    "id": Uuid::now_v7().simple().to_string(),
+                    "principalId": principal, "resourceId": id, "appRoleId": role,
+                });
+                self.assignments.push(assignment.clone());
+                Answer::new(201, assignment)
+            }
+            GraphCall::RemoveAssignment => {
+                let before = self.assignments.len();
+                self.assignments.retain(|it| it["id"] != last);
+                if self.assignments.len() == before {
+                    return not_found(last);
+                }
+                Answer::new(204, Value::Null)
+            }
+            _ => {
+                let key = if parts[0] == "users" { "principalId" } else { "resourceId" };
+                let of = self.assignments.iter().filter(|it| it[key] == id).cloned().collect();
+                self.paged(of, host, path, query)
+            }
+        }
+    }
+
+    fn add_member(&mut self, group: &str, reference: &str) -> Answer {
+        let user = reference.rsplit('/').next().unwrap_or_default().to_owned();
+        if !self.groups.contains_key(group) || !self.is_seen(&user) {
+            return not_found(&user);
+        }
+        let members = self.groups.entry(group.to_owned()).or_default();
+        if members.contains(&user) {
+            let message = "One or more added object references already exist for the following \
+                           modified properties: 'members'.";
+            return Answer::error(400, "Request_BadRequest", message);
+        }
+        members.push(user);
+        Answer::new(204, Value::Null)
+    }
+
+    fn is_seen(&mut self, id: &str) -> bool {
+        let user = self.users.iter_mut().find(|user| user.text("id") == id);
+        user.is_some_and(User::is_seen)
+    }
+
+    /// One page, with a link to the next.
+    fn paged(&self, all: Vec<Value>, host: &str, path: &str, query: &str) -> Answer {
+        let skip: usize =
+            parameter(query, "$skiptoken").and_then(|it| it.parse().ok()).unwrap_or(0);
+        let more = skip + self.page < all.len();
+        let items: Vec<_> = all.into_iter().skip(skip).take(self.page).collect();
+        let mut page = json!({ "value": items });
+        if more {
+            let next = skip + self.page;
+            page["@odata.nextLink"] = format!("http://{host}/v1.0{path}?$skiptoken={next}").into();
+        }
+        Answer::new(200, page)
     }
 
     fn insert(&mut self, mut properties: Map<String, Value>) -> String {
@@ -549,6 +711,14 @@ impl Directory {
         answer.body["error"]["details"] = json!([{ "code": "ObjectConflict", "target": property }]);
         Some(answer)
     }
+}
+
+fn not_found(id: &str) -> Answer {
+    let message = format!(
+        "Resource '{id}' does not exist or one of its queried \
+         reference-property objects are not present."
+    );
+    Answer::error(404, "Request_ResourceNotFound", &message)
 }
 
 /// Properties that Graph does not know, and text that it does not take.

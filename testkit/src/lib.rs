@@ -1,5 +1,5 @@
-//! Real servers for tests: NATS, PostgreSQL, MariaDB, SMTP, and our own binary as a child process. Microsoft
-//! Graph and an issuer of tokens, which nobody can run, have stand-ins.
+//! Real servers for tests: NATS, PostgreSQL, MariaDB, SMTP, SCIM, and our own binary as a child process. Microsoft
+//! Graph, an issuer of tokens and push services, which nobody can run, have stand-ins.
 //!
 //! Each server has a temporary directory and a port of its own, so tests share nothing and run side by
 //! side. When its value is dropped the server is stopped and its directory removed; when the test
@@ -20,6 +20,8 @@ mod port;
 mod postgres;
 mod process;
 mod proxy;
+mod push;
+mod scim;
 mod smtp;
 mod tools;
 mod wait;
@@ -34,6 +36,8 @@ pub use port::free_port;
 pub use postgres::Postgres;
 pub use process::{Process, Stopped};
 pub use proxy::{Proxy, Weather};
+pub use push::{PushCall, PushRequest, PushServices};
+pub use scim::Scim;
 pub use smtp::{Mail, Smtp, SmtpStage};
-pub use tools::promtool;
+pub use tools::{node, packages, promtool, python};
 pub use wait::{Condition, eventually};

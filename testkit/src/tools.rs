@@ -67,8 +67,21 @@ pub fn promtool() -> anyhow::Result<PathBuf> {
     )
 }
 
+/// A folder with packages of Python or Node.js that `scripts/test` has installed: `openapi`, or `node/` and a
+/// folder of ours that has a `package.json`.
+pub fn packages(name: &str) -> anyhow::Result<PathBuf> {
+    let folder = installed().join(name);
+    anyhow::ensure!(folder.is_dir(), "the packages of {name} were not found: run ./scripts/test");
+    Ok(folder.canonicalize()?)
+}
+
+pub fn node() -> anyhow::Result<PathBuf> {
+    on_path("node")
+        .context("node was not found: run ./scripts/test, or install Node.js 18.19 or newer")
+}
+
 /// A Python that can import aiosmtpd is the caller's hope: the child says so if it cannot.
-pub(crate) fn python() -> anyhow::Result<PathBuf> {
+pub fn python() -> anyhow::Result<PathBuf> {
     on_path("python3")
         .context("python3 was not found: run ./scripts/test, or install Python 3 and aiosmtpd")
 }

@@ -6,6 +6,7 @@
 mod places;
 mod reference;
 mod rules;
+mod statements;
 
 use std::path::Path;
 
@@ -25,7 +26,8 @@ use crate::{
 /// How thoroughly to check.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// Also load lists from their databases, and see whether the servers of lookups are there
+    /// Also load lists from their databases, see whether the servers of lookups are there, and
+    /// whether databases take the statements that are for them
     #[arg(long)]
     online: bool,
     #[arg(long, value_enum, default_value_t = Output::Table)]
@@ -48,11 +50,23 @@ pub(crate) async fn check(
             return Err(error);
         }
     };
+    let refused = || config.subscribers.refused.iter().map(|it| &it.complaints);
+    if refused().next().is_some() {
+        let mistakes: Vec<_> = refused().flat_map(|it| &it.complaints).collect();
+        if output == Output::Json {
+            println!("{}", json!({ "ok": false, "mistakes": mistakes }));
+        }
+        let refused: Vec<_> = refused().map(ToString::to_string).collect();
+        anyhow::bail!(refused.join("\n"));
+    }
     let places = Places::read(file);
     let mut warnings = warnings(&config);
     warnings.extend(rules::warnings(&config, &places));
     let Findings { mistakes, warnings: more } = reference::look(&config, &places, online).await;
     warnings.extend(more);
+    if online {
+        warnings.extend(statements::warnings(&config).await);
+    }
     if !mistakes.is_empty() {
         if output == Output::Json {
             println!("{}", json!({ "ok": false, "mistakes": mistakes, "warnings": warnings }));
@@ -105,6 +119,8 @@ fn summary(config: &Config) -> Vec<[String; 2]> {
         StoreTarget::Secret(source) => format!("the URL in {source}"),
     };
     let workers: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
+    let subscribers = config.subscribers.subscribers.iter().map(|it| it.name());
+    let subscribers: Vec<_> = subscribers.collect();
     let mut rows: Vec<_> = config.connectors.iter().map(connector).collect();
     let reference = &config.reference;
     rows.extend(reference.lists.iter().map(|it| [format!("list {}", it.name), it.origin()]));
@@ -112,6 +128,17 @@ fn summary(config: &Config) -> Vec<[String; 2]> {
     rows.push(["log".into(), log]);
     rows.push(["store".into(), store]);
     rows.push(["workers".into(), workers.join(", ")]);
+    rows.extend(config.confirm().map(|it| {
+        let given_up = humantime::format_duration(it.schedule().abandon_after);
+        let what = format!(
+            "by {} · given up after {given_up} · whoever does not say `on` waits for it",
+            it.sources()
+        );
+        ["accounts confirmed".into(), what]
+    }));
+    if !subscribers.is_empty() {
+        rows.push(["subscribers".into(), subscribers.join(", ")]);
+    }
     rows.push(["admin".into(), format!("http://{}", config.listen.admin)]);
     rows
 }
@@ -134,9 +161,9 @@ pub(crate) fn warnings(config: &Config) -> Vec<String> {
             warnings.push(format!("{key}: {error:#}"));
         }
     }
-    for worker in &config.workers {
+    for worker in config.all_workers() {
         if let Err(error) = wiring::check_secrets(worker) {
-            warnings.push(format!("workers.{}: {error:#}", worker.name()));
+            warnings.push(format!("{}: {error:#}", worker.place()));
         }
     }
     if let Some(TlsConfig { certificate, key }) = &config.listen.tls {
@@ -147,7 +174,7 @@ pub(crate) fn warnings(config: &Config) -> Vec<String> {
             warnings.push(format!("listen.tls: {:#}", anyhow::Error::from(error)));
         }
     }
-    if config.workers.is_empty() {
+    if config.all_workers().next().is_none() {
         warnings.push("there is no worker, so nothing acts on the events".into());
     }
     if config.nats.is_some() && matches!(config.store.target, StoreTarget::Sqlite) {

@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     approvals::ApprovalsCommand, backup::BackupArgs, check::CheckArgs, dead::DeadCommand,
-    doctor::DoctorArgs, replay::ReplayArgs, simulate::SimulateArgs, test::TestArgs,
-    trying::TryArgs, workers::WorkerCommand,
+    doctor::DoctorArgs, permissions::PermissionsCommand, replay::ReplayArgs,
+    simulate::SimulateArgs, subscribers::SubscriberCommand, test::TestArgs, trying::TryArgs,
+    workers::WorkerCommand,
 };
 
 /// The business-logic layer behind self-service sign-up.
@@ -106,6 +107,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Option<WorkerCommand>,
     },
+    /// Add, try, watch and remove subscribers: workers of your own
+    Subscriber {
+        #[command(subcommand)]
+        command: SubscriberCommand,
+    },
     /// Look at dead letters: events that a worker gave up; send them back, or drop them
     Dead {
         #[command(subcommand)]
@@ -132,6 +138,11 @@ pub(crate) enum Command {
     Approvals {
         #[command(subcommand)]
         command: ApprovalsCommand,
+    },
+    /// Look at who has which role and whether targets hold them; take roles away
+    Permissions {
+        #[command(subcommand)]
+        command: PermissionsCommand,
     },
     /// Print past events, one CloudEvent a line
     Replay(ReplayArgs),

@@ -12,11 +12,13 @@ mod dead;
 mod deciding;
 mod doctor;
 mod migrate;
+mod permissions;
 mod readiness;
 mod ready;
 mod replay;
 mod run;
 mod simulate;
+mod subscribers;
 mod telemetry;
 mod test;
 mod trial;
@@ -84,6 +86,9 @@ async fn execute(cli: Cli, sockets: run::Sockets) -> anyhow::Result<ExitCode> {
         Command::Worker { command: Some(command), .. } => {
             workers::workers(command, &load()?).await?;
         }
+        Command::Subscriber { command } => {
+            return subscribers::subscribers(command, &load()?).await;
+        }
         Command::Dead { command } => return dead::dead(command, &load()?).await,
         Command::Relay => run::relay(load()?, sockets).await?,
         Command::Migrate { output } => migrate::migrate(&load()?, output).await?,
@@ -93,6 +98,9 @@ async fn execute(cli: Cli, sockets: run::Sockets) -> anyhow::Result<ExitCode> {
         Command::Test(args) => return test::test(args, &load()?).await,
         Command::Simulate(args) => return simulate::simulate(args, load).await,
         Command::Approvals { command } => approvals::approvals(command, &load()?).await?,
+        Command::Permissions { command } => {
+            return permissions::permissions(command, &load()?).await;
+        }
         Command::Replay(args) => replay::replay(args, &load()?).await?,
         Command::Backup(args) => backup::backup(args, load).await?,
         Command::Ready => return ready::ready(admin, load).await,

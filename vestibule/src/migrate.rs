@@ -65,7 +65,7 @@ pub(crate) async fn provision(
 ) -> anyhow::Result<Provisioned> {
     let_in(nats, stream).await?;
     let spec = |worker: &WorkerConfig| consumer_spec(worker.name(), &worker.settings);
-    let consumers: Vec<_> = config.workers.iter().map(spec).collect();
+    let consumers: Vec<_> = config.all_workers().map(spec).collect();
     stream.provision(&consumers).await.context("could not prepare the stream")
 }
 

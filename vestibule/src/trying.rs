@@ -4,6 +4,8 @@
 //! appended, kept or sent, apart from the questions of lookups, and these can be left out. What is
 //! printed is the author's own payload, and goes to standard output only.
 
+mod notify;
+
 use std::{
     fmt::Write as _,
     io::{IsTerminal, Read},
@@ -21,7 +23,10 @@ use uuid::Uuid;
 use vestibule_api::{
     BodyKind, Call, Dialect, Problem, Question, Received, Reply, Shape, Standing, Written,
 };
-use vestibule_events::{Claims, Decision, Kind, Outcome, Protocol, PseudonymKey, SignUp, Step};
+use vestibule_events::{
+    Claims, Decision, Kind, Outcome, Protocol, PseudonymKey, SignUp, SignUpEvent, Step,
+};
+use vestibule_workers::Preview;
 
 use crate::{
     cli::Output,
@@ -39,6 +44,8 @@ Examples:
       A call of a custom policy whose claims stand in the URL.
   vestibule try --connector partners --standing denied --step after-federation payload.json
       The same person after an approver has said no.
+  vestibule try --connector partners --step before-create --notify payload.json
+      What the channels of the worker `notify` would say of it, and to whom.
 
 Lookups are asked as in a sign-up; --without-lookups leaves them unasked. Nothing is recorded.
 Exit code 0 means that there is an answer, whatever it is.";
@@ -71,6 +78,9 @@ pub(crate) struct TryArgs {
     /// The time that `now()` and `today()` give; the present one where absent
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     now: Option<OffsetDateTime>,
+    /// Show what each channel of the worker `notify` would say, and to whom; nothing is sent
+    #[arg(long)]
+    notify: bool,
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
@@ -84,16 +94,27 @@ pub(crate) async fn try_call(args: TryArgs, config: &Config) -> anyhow::Result<(
     let reference = trial.reference(ask, &ListEntries::new()).await;
     let reference = reference.context("could not try; --without-lookups leaves lookups unasked")?;
     let decider = trial.decider(connector, &reference, args.standing);
-    // Nobody is shown the pseudonym, so any key will do, and the real one is left where it is.
-    let person = PseudonymKey::new(rand::random::<[u8; 32]>().to_vec()).person(&call.sign_up);
+    // A pseudonym of nobody: any key will do, and the real one is left where it is.
+    let key = PseudonymKey::new(rand::random::<[u8; 32]>().to_vec());
+    let person = key.person(&call.sign_up);
     let deadline = Instant::now() + connector.deadline;
     let question = Question { sign_up: &call.sign_up, person: &person, deadline, now: args.now };
     let decision = decider.decide(question).await;
     let effects = trial::effects(&decision);
     let answers = answers(connector, &call, &decision.outcome);
     let notes = notes(connector, &call, &trial, &decision);
+    let messages = if args.notify {
+        let fingerprint = key.fingerprint(&call.sign_up, &person);
+        let now = args.now.unwrap_or_else(OffsetDateTime::now_utc);
+        let (sign_up, decided) = (call.sign_up.clone(), decision.clone());
+        let event = SignUpEvent::decided(Uuid::nil(), now, person, fingerprint, sign_up, decided);
+        Some(notify::messages(config, event.as_ref())?)
+    } else {
+        None
+    };
+    let sign_up = &call.sign_up;
     let tried =
-        Tried { connector, sign_up: &call.sign_up, decision: &decision, effects, answers, notes };
+        Tried { connector, sign_up, decision: &decision, effects, answers, messages, notes };
     match args.output {
         Output::Json => println!("{}", tried.json()),
         Output::Table => println!("{}", tried.text()?),
@@ -234,6 +255,8 @@ struct Tried<'a> {
     /// One for each reason.
     effects: Vec<String>,
     answers: Vec<(Protocol, Written)>,
+    /// What channels would say, where that was asked for; or why none says anything.
+    messages: Option<Result<Vec<Preview>, &'static str>>,
     notes: Vec<String>,
 }
 
@@ -249,7 +272,7 @@ impl Tried<'_> {
                 "refusal_left_out": written.unsaid.refusal,
             })
         };
-        json!({
+        let mut tried = json!({
             "connector": self.connector.name,
             "protocol": self.connector.protocol,
             "sign_up": self.sign_up,
@@ -257,7 +280,11 @@ impl Tried<'_> {
             "effects": self.effects,
             "answers": self.answers.iter().map(answer).collect::<Vec<_>>(),
             "notes": self.notes,
-        })
+        });
+        if let Some(messages) = &self.messages {
+            tried["notifications"] = notify::in_json(messages);
+        }
+        tried
     }
 
     fn text(&self) -> anyhow::Result<String> {
@@ -300,6 +327,9 @@ impl Tried<'_> {
                     "  the person goes on: at this step it has no way to turn them away"
                 )?;
             }
+        }
+        if let Some(messages) = &self.messages {
+            notify::in_words(messages, &mut text)?;
         }
         text.truncate(text.trim_end().len());
         Ok(text)

@@ -4,26 +4,28 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use data_encoding::HEXLOWER;
 use secrecy::{ExposeSecret, SecretString};
-use vestibule_api::{AnswerAfter, BearerVerifier, ConnectorSettings, Decider};
+use vestibule_api::{AnswerAfter, BearerVerifier, ConnectorSettings, Decider, DeviceDesk};
 use vestibule_events::{
     ApprovalLinks, JetStream, JetStreamConfig, LocalLog, LocalLogConfig, NatsCredentials,
     PseudonymKey, Retention, Role, relay,
 };
 use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_workers::{
-    Accounts, ApprovalPages, ApprovalsSettings, Database, Notify, NotifySettings, Permissions,
-    PermissionsSettings, Worker,
+    Accounts, ApprovalPages, ApprovalsSettings, Confirm, Database, ExecSubscriber, Filtered, Inbox,
+    Notify, NotifySettings, PermissionTargets, Permissions, PermissionsSettings, Statements,
+    WebhookSubscriber, Worker,
 };
 
 use crate::config::{
-    ChannelConfig, Config, ConnectorConfig, EffectConfig, Login, NatsConfig, SecretSource,
-    StoreTarget, WorkerConfig,
+    ChannelConfig, Config, ConnectorConfig, DevicesConfig, EffectConfig, Login, NatsConfig,
+    PermissionsConfig, SecretSource, StoreTarget, SubscriberConfig, WaySettings, WorkerConfig,
 };
 
 /// Makes the data folder, readable by nobody else: what people typed into a form lies in it.
@@ -201,6 +203,17 @@ pub(crate) fn connector(
     Ok((settings, verifiers))
 }
 
+/// Where devices are registered.
+pub(crate) fn device_desk(
+    config: &Config,
+    devices: &DevicesConfig,
+    store: Arc<OnceLock<Store>>,
+) -> anyhow::Result<DeviceDesk> {
+    let token = devices.token.fetch().context("could not read the token of [devices]")?;
+    let services = devices.push_services.clone();
+    Ok(DeviceDesk::new(store, pseudonym_key(config)?, &token, services))
+}
+
 /// Whether a worker's secrets are where the configuration says.
 pub(crate) fn check_secrets(config: &WorkerConfig) -> anyhow::Result<()> {
     match &config.effect {
@@ -208,9 +221,17 @@ pub(crate) fn check_secrets(config: &WorkerConfig) -> anyhow::Result<()> {
             channels.iter().try_for_each(|it| it.settings(SecretSource::fetch).map(drop))
         }
         EffectConfig::Accounts(accounts) => accounts.settings(SecretSource::fetch).map(drop),
-        EffectConfig::Database | EffectConfig::Permissions(_) | EffectConfig::Approvals(_) => {
-            Ok(())
+        EffectConfig::Confirm(confirm) => confirm.settings(SecretSource::fetch).map(drop),
+        EffectConfig::Statements(statements) => {
+            statements.settings(config.settings.timeout, SecretSource::fetch).map(drop)
         }
+        EffectConfig::Subscriber(subscriber) => {
+            subscriber.way.secrets().into_iter().try_for_each(|it| it.fetch().map(drop))
+        }
+        EffectConfig::Permissions(permissions) => {
+            permissions.targets.iter().try_for_each(|it| it.settings(SecretSource::fetch).map(drop))
+        }
+        EffectConfig::Database | EffectConfig::Approvals(_) => Ok(()),
     }
 }
 
@@ -236,9 +257,10 @@ pub(crate) fn worker(
             let settings = NotifySettings { channels, approvals: approval_pages(config)? };
             Arc::new(Notify::new(settings, store.clone()).map_err(listed)?)
         }
-        EffectConfig::Permissions(rules) => {
-            let settings = PermissionsSettings { rules: rules.clone() };
-            Arc::new(Permissions::new(settings, store.clone()).map_err(listed)?)
+        EffectConfig::Permissions(permissions) => {
+            let targets = permission_targets(permissions, worker.settings.timeout, store)?;
+            let settings = PermissionsSettings { rules: permissions.rules.clone() };
+            Arc::new(Permissions::new(settings, targets, store.clone()).map_err(listed)?)
         }
         EffectConfig::Approvals(settings) => {
             Arc::new(vestibule_workers::Approvals::new(*settings, store.clone()))
@@ -247,10 +269,52 @@ pub(crate) fn worker(
             let settings = accounts.settings(SecretSource::fetch)?;
             Arc::new(Accounts::new(settings, store.clone()).map_err(listed)?)
         }
+        EffectConfig::Confirm(confirm) => {
+            let settings = confirm.settings(SecretSource::fetch)?;
+            let key = Arc::new(pseudonym_key(config)?);
+            Arc::new(Confirm::new(settings, key, store.clone()).map_err(listed)?)
+        }
+        EffectConfig::Statements(statements) => {
+            let settings = statements.settings(worker.settings.timeout, SecretSource::fetch)?;
+            Arc::new(Statements::new(&settings, store).map_err(listed)?)
+        }
+        EffectConfig::Subscriber(it) => subscriber(it, worker.settings.timeout, store)?,
     })
 }
 
-fn listed(complaints: Vec<impl std::fmt::Display>) -> anyhow::Error {
+fn subscriber(
+    config: &SubscriberConfig,
+    timeout: Duration,
+    store: &Store,
+) -> anyhow::Result<Arc<dyn Worker>> {
+    let worker: Arc<dyn Worker> = match config.way.settings(&config.name, timeout)? {
+        Some(WaySettings::Webhook(settings)) => {
+            Arc::new(WebhookSubscriber::new(settings).map_err(listed)?)
+        }
+        Some(WaySettings::Exec(settings)) => {
+            Arc::new(ExecSubscriber::new(settings).map_err(listed)?)
+        }
+        None => bail!("it takes its events from the stream itself"),
+    };
+    let worker: Arc<dyn Worker> = Arc::new(Inbox::new(worker, store.clone()));
+    Ok(match &config.when {
+        Some(when) => Arc::new(Filtered::new(when, worker).map_err(listed)?),
+        None => worker,
+    })
+}
+
+/// Where granted roles are to be held. `timeout` is of an attempt.
+pub(crate) fn permission_targets(
+    permissions: &PermissionsConfig,
+    timeout: Duration,
+    store: &Store,
+) -> anyhow::Result<PermissionTargets> {
+    let targets = permissions.targets.iter().map(|it| it.settings(SecretSource::fetch));
+    let targets = targets.collect::<anyhow::Result<_>>()?;
+    PermissionTargets::new(targets, store.clone(), timeout).map_err(listed)
+}
+
+pub(crate) fn listed(complaints: Vec<impl std::fmt::Display>) -> anyhow::Error {
     let lines: Vec<_> = complaints.iter().map(ToString::to_string).collect();
     anyhow::anyhow!(lines.join("\n"))
 }

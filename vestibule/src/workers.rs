@@ -11,16 +11,16 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use vestibule_events::{Backlog, EventLog, LocalLog, Role};
+use vestibule_events::{Backlog, EventLog, LocalLog, Replay, Role, Start};
 use vestibule_store::{Done, PausedWorker, SetAside, Store};
-use vestibule_workers::{Accounts, Approvals, Database, Notify, Permissions};
 
 use crate::{
     approvals::{approver, at},
     cli::Output,
-    config::{Config, WorkerConfig, did_you_mean},
+    config::{BUILT_IN, Config, WorkerConfig, did_you_mean},
     dead::{answer, reason, say},
     migrate, replay, wiring,
 };
@@ -79,7 +79,7 @@ pub(crate) struct Which {
 pub(crate) async fn workers(command: WorkerCommand, config: &Config) -> anyhow::Result<()> {
     let store = wiring::existing_store(config).await?;
     match command {
-        WorkerCommand::List { output } => list(config, &store, output).await,
+        WorkerCommand::List { output } => show(config, &store, output, |_| true).await,
         WorkerCommand::Pause { which, reason, by } => {
             pause(config, &store, &which.name, &by, &reason).await
         }
@@ -92,10 +92,12 @@ pub(crate) async fn workers(command: WorkerCommand, config: &Config) -> anyhow::
 
 /// A worker as it is seen from outside.
 #[derive(Debug, Default)]
-struct Seen {
+pub(crate) struct Seen {
     configured: bool,
     paused: Option<PausedWorker>,
     backlog: Waiting,
+    /// When the oldest event happened that waits, in the log or in the store.
+    oldest: Option<OffsetDateTime>,
     aside: SetAside,
 }
 
@@ -110,18 +112,25 @@ enum Waiting {
     Known(Backlog),
 }
 
-async fn list(config: &Config, store: &Store, output: Output) -> anyhow::Result<()> {
+/// Shows the workers that are wanted.
+pub(crate) async fn show(
+    config: &Config,
+    store: &Store,
+    output: Output,
+    wanted: impl Fn(&str) -> bool,
+) -> anyhow::Result<()> {
     let log = replay::open_log(config).await;
     if let Err(error) = &log {
         eprintln!("warning: what waits in the log is not known: {error:#}");
     }
-    let seen = look(config, store, log.ok()).await?;
+    let mut seen = look(config, store, log.ok(), None).await?;
+    seen.retain(|name, _| wanted(name));
     match output {
         Output::Json => {
             say!("{}", Value::from_iter(seen.iter().map(|(name, it)| as_json(name, it))))?;
         }
         Output::Table if seen.is_empty() => {
-            say!("the configuration has no worker; add a [workers.NAME] section")?;
+            say!("the configuration has none; add a [workers.NAME] section or a subscriber")?;
         }
         Output::Table => {
             say!("{}", as_table(&seen))?;
@@ -139,23 +148,32 @@ async fn look(
     config: &Config,
     store: &Store,
     log: Option<Arc<dyn EventLog>>,
+    also: Option<&str>,
 ) -> anyhow::Result<BTreeMap<String, Seen>> {
     let mut aside = store.set_aside_of_all().await.context(UNREADABLE)?;
     let paused = store.paused_workers().await.context(UNREADABLE)?;
     let mut paused: BTreeMap<_, _> = paused.into_iter().map(|it| (it.worker.clone(), it)).collect();
-    let configured: BTreeSet<_> = config.workers.iter().map(|it| it.name().to_owned()).collect();
+    let configured: BTreeSet<_> = configured(config).map(str::to_owned).collect();
     let names = configured.iter().chain(aside.keys()).chain(paused.keys()).cloned();
-    let built_in = BUILT_IN.iter().map(|it| (*it).to_owned());
+    let built_in = BUILT_IN.iter().copied().chain(also).map(str::to_owned);
     let mut seen = BTreeMap::new();
     for name in names.chain(built_in).collect::<BTreeSet<_>>() {
         let backlog = match &log {
             Some(log) => waiting(log.as_ref(), &name).await,
             None => Waiting::Unknown,
         };
+        let aside = aside.remove(&name).unwrap_or_default();
+        let in_log = match (&log, backlog) {
+            (Some(log), Waiting::Known(it)) if !it.is_empty() => {
+                oldest_in_log(config, log.as_ref(), &name).await
+            }
+            _ => None,
+        };
         let it = Seen {
             configured: configured.contains(&name),
             paused: paused.remove(&name),
-            aside: aside.remove(&name).unwrap_or_default(),
+            oldest: [in_log, aside.oldest_event].into_iter().flatten().min(),
+            aside,
             backlog,
         };
         if it.is_there() {
@@ -165,9 +183,10 @@ async fn look(
     Ok(seen)
 }
 
-/// The log is not asked who consumes it, but no consumer of a worker is called otherwise.
-const BUILT_IN: [&str; 5] =
-    [Notify::NAME, Database::NAME, Permissions::NAME, Approvals::NAME, Accounts::NAME];
+/// The workers of the configuration; a subscriber whose file is refused now is one still.
+fn configured(config: &Config) -> impl Iterator<Item = &str> {
+    config.workers.iter().map(WorkerConfig::name).chain(config.subscribers.names())
+}
 
 const UNREADABLE: &str = "could not read what the store has set aside";
 
@@ -183,9 +202,25 @@ async fn waiting(log: &dyn EventLog, name: &str) -> Waiting {
     }
 }
 
+/// When the first event happened that a worker has not done. Not to know it is no reason to show
+/// nothing.
+async fn oldest_in_log(config: &Config, log: &dyn EventLog, name: &str) -> Option<OffsetDateTime> {
+    let worker = config.all_workers().find(|it| it.name() == name)?;
+    let first = log.first_undone(name).await.ok()??;
+    let replay = Replay {
+        start: Start::Sequence(first),
+        until: None,
+        filter: worker.settings.filter.clone(),
+        person: None,
+        follow: false,
+    };
+    let stored = log.replay(replay).await.ok()?.next().await?;
+    Some(stored.ok()?.event.time)
+}
+
 impl Seen {
     fn is_there(&self) -> bool {
-        let Self { configured, paused, backlog, aside } = self;
+        let Self { configured, paused, backlog, aside, oldest: _ } = self;
         *configured
             || paused.is_some()
             || matches!(backlog, Waiting::Known(_))
@@ -202,6 +237,7 @@ fn as_table(seen: &BTreeMap<String, Seen>) -> Table {
         "state",
         "waiting",
         "in hand",
+        "oldest",
         "retries",
         "next retry",
         "dead letters",
@@ -217,12 +253,13 @@ fn as_table(seen: &BTreeMap<String, Seen>) -> Table {
             state(it).to_owned(),
             waiting,
             in_hand,
+            it.oldest.map_or_else(|| "-".to_owned(), at),
             it.aside.retries.to_string(),
             it.aside.next_due.map_or_else(|| "-".to_owned(), at),
             it.aside.parked.to_string(),
         ]);
     }
-    for column in [2, 3, 4, 6] {
+    for column in [2, 3, 5, 7] {
         if let Some(numbers) = table.column_mut(column) {
             numbers.set_cell_alignment(CellAlignment::Right);
         }
@@ -271,7 +308,7 @@ fn count(number: u64, what: &str) -> String {
 }
 
 fn as_json(name: &str, seen: &Seen) -> Value {
-    let Seen { configured, paused, backlog, aside } = seen;
+    let Seen { configured, paused, backlog, oldest, aside } = seen;
     let backlog = match backlog {
         Waiting::Known(it) => Some(*it),
         Waiting::Unknown | Waiting::NoConsumer => None,
@@ -284,6 +321,7 @@ fn as_json(name: &str, seen: &Seen) -> Value {
         })),
         "waiting": backlog.map(|it| it.waiting),
         "in_hand": backlog.map(|it| it.in_flight),
+        "oldest": oldest.map(at),
         "retries": aside.retries,
         "next_retry": aside.next_due.map(at),
         "dead_letters": aside.parked,
@@ -291,14 +329,14 @@ fn as_json(name: &str, seen: &Seen) -> Value {
     })
 }
 
-async fn pause(
+pub(crate) async fn pause(
     config: &Config,
     store: &Store,
     name: &str,
     by: &str,
     reason: &str,
 ) -> anyhow::Result<()> {
-    let configured: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
+    let configured: Vec<_> = configured(config).collect();
     if !configured.contains(&name) {
         bail!("no worker `{name}` is configured{}", did_you_mean(name, &configured));
     }
@@ -323,13 +361,13 @@ async fn pause(
 }
 
 /// One that is configured no more can be resumed too: its pause would hold when it comes back.
-async fn resume(config: &Config, store: &Store, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn resume(config: &Config, store: &Store, name: &str) -> anyhow::Result<()> {
     let resumed = store.resume_worker(name).await;
     if resumed.with_context(|| format!("could not resume {name}; nothing has changed"))? {
         say!("{name} goes on within about a second where it was")?;
         return Ok(());
     }
-    let configured: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
+    let configured: Vec<_> = configured(config).collect();
     if !configured.contains(&name) {
         bail!("no worker `{name}` is paused or configured{}", did_you_mean(name, &configured));
     }
@@ -344,6 +382,9 @@ async fn remove(
     by: &str,
     yes: bool,
 ) -> anyhow::Result<()> {
+    if config.subscribers.names().any(|it| it == name) {
+        bail!("`{name}` is a subscriber: `vestibule subscriber remove {name}`");
+    }
     if config.workers.iter().any(|it| it.name() == name) {
         bail!(
             "the worker `{name}` is configured: take [workers.{name}] out of the configuration, \
@@ -352,59 +393,101 @@ async fn remove(
     }
     // What is lost has to be known before it is.
     let log = replay::open_log(config).await?;
-    let mut seen = look(config, store, Some(log)).await?;
+    let mut seen = look(config, store, Some(log), Some(name)).await?;
     let Some(left) = seen.remove(name) else {
         let others = seen.iter().filter(|(_, it)| !it.configured);
         let others: Vec<_> = others.map(|(name, _)| name.as_str()).collect();
         bail!("a worker `{name}` has left nothing behind{}", did_you_mean(name, &others));
     };
-    say!("This removes what {name} has left behind:\n{}", leftovers(&left).join("\n"))?;
+    say!("This removes what {name} has left behind:\n{}", left.leftovers().join("\n"))?;
     if !yes && !answer("\nRemove it?")?.unwrap_or(false) {
         bail!("nothing was removed; --yes removes it without a question");
     }
-    if left.backlog != Waiting::NoConsumer {
-        remove_consumer(config, name).await?;
-    }
-    let removed = store.remove_worker(name, by, OffsetDateTime::now_utc()).await;
-    removed
-        .context("the consumer is removed, and what the store has set aside is not; try again")?;
+    remove_leftovers(config, store, name, by, &left, InUse::Refuse).await?;
     say!("\n{name} is removed")?;
     Ok(())
 }
 
-fn leftovers(left: &Seen) -> Vec<String> {
-    let mut lines = Vec::new();
-    if let Waiting::Known(Backlog { waiting, in_flight }) = left.backlog {
-        let undone = count(waiting + in_flight, "event");
-        lines.push(format!("  its consumer, with {undone} that it was not given or has not done"));
-    }
-    if left.aside.retries > 0 {
-        let retries = count(left.aside.retries, "event");
-        lines.push(format!("  {retries}, waiting in the store for another attempt"));
-    }
-    if left.aside.parked > 0 {
-        let letters = count(left.aside.parked, "dead letter");
-        lines.push(format!("  {letters}: dropped, and still to be looked at"));
-    }
-    if left.paused.is_some() {
-        lines.push("  the note that it is paused".to_owned());
-    }
-    lines
+/// What a worker of this name has in the log and in the store, if anything.
+pub(crate) async fn leaves(
+    config: &Config,
+    store: &Store,
+    name: &str,
+) -> anyhow::Result<Option<Seen>> {
+    let log = replay::open_log(config).await?;
+    let mut seen = look(config, store, Some(log), Some(name)).await?;
+    let left = seen.remove(name).map(|it| Seen { configured: false, ..it });
+    Ok(left.filter(Seen::is_there))
 }
 
-async fn remove_consumer(config: &Config, name: &str) -> anyhow::Result<()> {
+/// Removes it. Nobody asks any more.
+pub(crate) async fn remove_leftovers(
+    config: &Config,
+    store: &Store,
+    name: &str,
+    by: &str,
+    left: &Seen,
+    in_use: InUse,
+) -> anyhow::Result<()> {
+    if left.backlog != Waiting::NoConsumer {
+        remove_consumer(config, name, in_use).await?;
+    }
+    let removed = store.remove_worker(name, by, OffsetDateTime::now_utc()).await;
+    removed.context("the consumer is removed, and what the store has set aside is not; try again")
+}
+
+impl Seen {
+    /// What goes with it, a line each.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Waiting::Known(Backlog { waiting, in_flight }) = self.backlog {
+            let undone = count(waiting + in_flight, "event");
+            lines.push(format!(
+                "  its consumer, with {undone} that it was not given or has not done"
+            ));
+        }
+        if self.aside.retries > 0 {
+            let retries = count(self.aside.retries, "event");
+            lines.push(format!("  {retries}, waiting in the store for another attempt"));
+        }
+        if self.aside.parked > 0 {
+            let letters = count(self.aside.parked, "dead letter");
+            lines.push(format!("  {letters}: dropped, and still to be looked at"));
+        }
+        if self.paused.is_some() {
+            lines.push("  the note that it is paused".to_owned());
+        }
+        lines
+    }
+}
+
+/// What to do about a consumer of an embedded log that a process has open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum InUse {
+    /// That process still runs the worker: what it began with holds until its end.
+    Refuse,
+    /// It has let go of the subscriber, and forgets the consumer when it is told.
+    Tell,
+}
+
+async fn remove_consumer(config: &Config, name: &str, in_use: InUse) -> anyhow::Result<()> {
     let removed = match &config.nats {
         Some(nats) => {
             let stream = wiring::stream(config, nats, Role::Provisioner).await?;
             migrate::let_in(nats, &stream).await?;
             stream.remove_consumer(name).await
         }
-        None => {
-            let log = LocalLog::open(wiring::local_log_config(config)).await;
-            let log = log.context("the log must not be in use: stop `vestibule up` first")?;
-            let removed = log.remove_consumer(name).await;
-            log.close().await.and(removed)
-        }
+        None => match (LocalLog::open(wiring::local_log_config(config)).await, in_use) {
+            (Ok(log), _) => {
+                let removed = log.remove_consumer(name).await;
+                log.close().await.and(removed)
+            }
+            (Err(_), InUse::Tell) => return config.subscribers.ask_to_remove(name).await,
+            (Err(error), InUse::Refuse) => {
+                let error = anyhow::Error::from(error);
+                return Err(error.context("the log must not be in use: stop `vestibule up` first"));
+            }
+        },
     };
     removed
         .with_context(|| format!("could not remove the consumer {name}; nothing has changed"))?;
@@ -469,8 +552,8 @@ mod tests {
     #[test]
     fn whoever_removes_a_worker_sees_what_goes_with_it() {
         let aside = SetAside { retries: 1, parked: 2, ..SetAside::default() };
-        let left = Seen { backlog: known(3, 1), aside, paused: Some(paused()), configured: false };
-        let lines = leftovers(&left).join("\n");
+        let left = Seen { backlog: known(3, 1), aside, paused: Some(paused()), ..Seen::default() };
+        let lines = left.leftovers().join("\n");
         for part in ["4 events", "1 event,", "2 dead letters", "paused"] {
             assert!(lines.contains(part), "{lines}");
         }

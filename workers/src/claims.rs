@@ -64,7 +64,7 @@ pub(crate) fn claims_in_force(event: &SignUpEvent) -> Claims {
 }
 
 /// An event with every member, to try templates on before the first real one comes.
-pub(crate) fn sample() -> SignUpEvent {
+pub fn sample() -> SignUpEvent {
     use serde_json::json;
     use time::macros::datetime;
 

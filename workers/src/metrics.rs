@@ -131,6 +131,17 @@ impl WorkerMetrics {
         it
     }
 
+    /// Shows no more how a worker stands that this process has stopped running. What it has done
+    /// stays counted.
+    pub fn forget(&self, worker: &str) {
+        let labels = WorkerLabels { worker: worker.to_owned() };
+        let Self { in_hand, lag, backlog, retries, dead_letters, oldest, breaker, paused, .. } =
+            self;
+        for gauge in [in_hand, lag, backlog, retries, dead_letters, oldest, breaker, paused] {
+            gauge.remove(&labels);
+        }
+    }
+
     /// The handles of one worker, so that no label is built for an event.
     pub(crate) fn of(&self, worker: &str) -> OneWorker {
         let labels = WorkerLabels { worker: worker.to_owned() };
@@ -233,5 +244,20 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_worker_that_is_stopped_is_said_nothing_of_but_what_it_has_done() {
+        let mut registry = Registry::default();
+        let metrics = WorkerMetrics::register(&mut registry);
+        metrics.of("crm").backlog.set(7);
+        metrics.of("notify").backlog.set(3);
+        metrics.forget("crm");
+
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(!text.contains(r#"backlog_events{worker="crm"}"#), "{text}");
+        assert!(text.contains(r#"backlog_events{worker="notify"} 3"#), "{text}");
+        assert!(text.contains(r#"attempts_total{worker="crm",outcome="done"} 0"#), "{text}");
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! The connector only asks for an approval and reads how somebody stands; the store holds the
 //! requests. A decision, by a link or on the command line, is one transaction of the store, which
-//! lays its event into an outbox; [`publish_decisions`] brings that to the log. Nobody who signs up
+//! lays its event into an outbox; [`publish_outbox`](crate::publish_outbox) brings that to the log. Nobody who signs up
 //! waits for any of this.
 
+mod expire;
 mod page;
-mod publish;
 
 use std::sync::{Arc, OnceLock};
 
@@ -19,7 +19,7 @@ use vestibule_events::{
 };
 use vestibule_store::{ApprovalRequest, ApprovalState, Decided, Store, StoreError};
 
-pub use self::{page::approvals_router, publish::publish_decisions};
+pub use self::{expire::expire_requests, page::approvals_router};
 use crate::{Approvals, Standing};
 
 /// Where requests are decided; cheap to clone.
@@ -58,7 +58,7 @@ impl ApprovalDesk {
         Self { store, links: ApprovalLinks::new(&key), key, waiting: Gauge::default() }
     }
 
-    /// Puts its metric into `registry`; [`publish_decisions`] keeps it true.
+    /// Puts its metric into `registry`; [`expire_requests`] keeps it true.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "vestibule_approvals_waiting",

@@ -1,8 +1,7 @@
 //! What people are told, in their own language.
 //!
 //! A text in the configuration is either what it says or, written `message:KEY`, the message of that
-//! key in the language that the person reads. A language is chosen as RFC 4647 looks one up: each
-//! wanted tag in turn, made shorter from its end; where none is there, the default language.
+//! key in the language that the person reads; where none of theirs is there, in the default one.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,11 +9,10 @@ use std::{
     sync::Arc,
 };
 
+use vestibule_events::{for_languages, normal_language};
+
 /// Begins a text that stands for a message.
 const PREFIX: &str = "message:";
-
-/// So many wanted languages are looked at; what is sent beyond that changes nothing.
-const WANTED_MAX: usize = 16;
 
 /// The messages of an installation in all their languages. The default has none.
 #[derive(Clone, Debug, Default)]
@@ -87,11 +85,11 @@ impl Messages {
             let mut translations = Vec::new();
             for (language, texts) in others() {
                 match texts.get(key) {
-                    Some(text) => translations.push((normal(language), text.clone())),
+                    Some(text) => translations.push((normal_language(language), text.clone())),
                     None => gaps.push(MessageGap { language: language.clone(), key: key.clone() }),
                 }
             }
-            let default = (normal(default), text.clone());
+            let default = (normal_language(default), text.clone());
             by_key.insert(key.clone(), Text(Arc::new(Translations { default, translations })));
         }
         Ok(Self { by_key, unreadable: false, gaps })
@@ -142,31 +140,13 @@ impl Text {
     #[must_use]
     pub fn for_locale(&self, wanted: Option<&str>) -> &str {
         let Translations { default, translations } = &*self.0;
-        if !translations.is_empty() {
-            let tags = wanted.into_iter().flat_map(|it| it.split([' ', ',']));
-            for tag in tags.filter(|tag| !tag.is_empty()).take(WANTED_MAX) {
-                // Browsers weigh their languages: `de;q=0.8`.
-                let tag = normal(tag.split(';').next().unwrap_or_default());
-                let mut range = tag.as_str();
-                loop {
-                    let mut all = std::iter::once(default).chain(translations);
-                    if let Some((_, text)) = all.find(|(language, _)| language == range) {
-                        return text;
-                    }
-                    match range.rfind('-') {
-                        Some(end) => range = &range[..end],
-                        None => break,
-                    }
-                }
-            }
-        }
-        &default.1
+        let find = |tag: &str| {
+            let mut all = std::iter::once(default).chain(translations);
+            all.find(|(language, _)| language == tag)
+        };
+        let found = if translations.is_empty() { None } else { for_languages(wanted, find) };
+        &found.unwrap_or(default).1
     }
-}
-
-/// Tags have no case, and some platforms write an underscore.
-fn normal(tag: &str) -> String {
-    tag.trim().replace('_', "-").to_ascii_lowercase()
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ impl Readiness for Fixed {
     }
 }
 
-fn admin(check: Check) -> Router {
+pub(crate) fn admin(check: Check) -> Router {
     let mut registry = Registry::default();
     let counter = Counter::<u64>::default();
     counter.inc();
@@ -31,7 +31,10 @@ fn admin(check: Check) -> Router {
     admin_router(Arc::new(registry), Arc::new(Fixed(check)))
 }
 
-async fn get(router: Router, path: &str) -> anyhow::Result<(StatusCode, String, String)> {
+pub(crate) async fn get(
+    router: Router,
+    path: &str,
+) -> anyhow::Result<(StatusCode, String, String)> {
     let reply = router.oneshot(Request::get(path).body(Body::empty())?).await?;
     let status = reply.status();
     let content_type = reply.headers()[header::CONTENT_TYPE].to_str()?.to_owned();

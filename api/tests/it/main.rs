@@ -4,6 +4,7 @@ mod admin;
 mod answers;
 mod auth;
 mod bad_input;
+mod contracts;
 mod custom_extension;
 mod custom_policy;
 mod dialects;

@@ -360,4 +360,9 @@ impl EventLog for JetStream {
     async fn backlog(&self, consumer: &str) -> Result<Option<Backlog>, LogError> {
         consumer::backlog(self, consumer).await
     }
+
+    async fn first_undone(&self, consumer: &str) -> Result<Option<u64>, LogError> {
+        let info = provision::consumer_info(self, consumer).await?;
+        Ok(info.map(|info| info.ack_floor.stream_sequence + 1))
+    }
 }

@@ -492,6 +492,18 @@ impl EventLog for LocalLog {
         let in_flight = Durable::load(consumer, cursor, &pending, &filter)?.in_flight();
         Ok(Some(Backlog { waiting, in_flight }))
     }
+
+    async fn first_undone(&self, consumer: &str) -> Result<Option<u64>, LogError> {
+        if let Some(durable) = self.inner.opened(consumer) {
+            return Ok(Some(durable.floor()));
+        }
+        let saved = self.inner.reader.consumer(consumer).await?;
+        saved
+            .map(|(cursor, pending, filter)| {
+                Ok(Durable::load(consumer, cursor, &pending, &filter)?.floor())
+            })
+            .transpose()
+    }
 }
 
 fn closed() -> LogError {

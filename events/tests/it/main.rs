@@ -2,8 +2,10 @@
 
 #[macro_use]
 mod contract;
+mod compatibility;
 mod jetstream;
 mod local;
 mod relay;
 mod roles;
 mod sample;
+mod schemas;

@@ -2,7 +2,10 @@
 
 mod accounts;
 mod approvals;
+mod confirmations;
 mod contract;
+mod devices;
+mod grant_targets;
 mod home;
 mod letters;
 mod pausing;
@@ -81,6 +84,16 @@ on_both! {
         what_became_of_a_sign_up_changes_the_person_and_is_no_sign_up,
         a_database_of_the_version_before_is_brought_up_to_date,
     }
+    confirmations {
+        a_sign_up_waits_until_it_is_due_and_is_confirmed_once,
+        a_token_confirms_whoever_waits_and_whoever_comes_later,
+        of_several_sign_ups_of_a_person_the_newest_waits,
+        sign_ups_at_once_leave_the_newest_waiting,
+        of_all_who_settle_a_sign_up_at_once_one_does,
+        giving_up_in_the_middle_leaves_no_outcome_without_its_event,
+        what_is_no_outcome_settles_nothing,
+        one_that_cannot_be_read_holds_up_no_other,
+    }
     retries {
         a_failed_event_waits_until_it_is_due,
         what_is_due_comes_by_how_long_it_has_been,
@@ -101,6 +114,24 @@ on_both! {
         a_redrive_interrupted_anywhere_has_happened_or_not,
         whatever_happens_at_once_each_letter_has_one_fate,
         letters_of_the_version_before_have_their_history,
+    }
+    devices {
+        a_device_registered_again_is_the_same_one,
+        a_removed_device_is_kept_without_its_secrets,
+        registered_from_many_places_at_once_it_is_one_device,
+        of_many_devices_the_newest_are_reached,
+        a_role_is_held_by_whom_it_is_granted_now,
+        what_is_sent_to_nobody_any_more_leaves_no_note,
+    }
+    grant_targets {
+        what_is_granted_is_wanted_at_its_targets_until_it_is_seen_there,
+        a_row_is_in_one_hand_until_its_lease_is_over,
+        what_is_revoked_is_taken_from_its_targets,
+        what_expires_is_wanted_no_more,
+        what_stems_from_a_sign_up_that_came_to_nothing_is_revoked,
+        a_repair_is_due_at_once,
+        rows_and_grants_come_page_by_page,
+        a_grant_interrupted_anywhere_is_wanted_at_all_targets_or_none,
     }
     pausing {
         a_worker_is_paused_until_it_is_resumed,

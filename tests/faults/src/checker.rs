@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::{
     journal::{Answer, Entry, Moment, Step, micros},
     plan::Worker,
-    readings::{Event, Readings},
+    readings::{Effect, Event, Readings},
 };
 
 /// What the way to the connector and back may take, and the platform's own work, on a machine where
@@ -59,18 +59,21 @@ pub enum Difference {
     DoneAndParked { event: Uuid, worker: Worker },
     /// All is healed, and a worker still has not dealt with it.
     StillWaiting { event: Uuid, worker: Worker },
-    /// The store says that the target was told, and the target knows nothing of it.
-    NeverTold { event: Uuid },
-    /// The target was told under a key that is no event's.
+    /// The store says that somebody was told, and they know nothing of it.
+    NeverTold { event: Uuid, worker: Worker },
+    /// Somebody was told under a key that is no event's.
     ToldOfNoEvent { key: String },
 }
 
 /// What every accepted sign-up asks of the workers.
-const WANTED: [(Worker, &str); 4] = [
+const WANTED: [(Worker, &str); 7] = [
     (Worker::Database, "sign-up"),
     (Worker::Database, "person change"),
     (Worker::Permissions, "grant set"),
     (Worker::Notify, "notification"),
+    (Worker::Hook, "delivery"),
+    (Worker::Script, "delivery"),
+    (Worker::Confirm, "closing event"),
 ];
 
 /// Compares; `deadline` is the connector's.
@@ -170,7 +173,8 @@ fn compare_events(heard: &Heard<'_>, events: &[Event], verdict: &mut Verdict) {
         }
     }
     let mut by_subject: HashMap<Subject, Vec<&Event>> = HashMap::new();
-    for event in events {
+    // Those that close another are what the worker `confirm` did.
+    for event in events.iter().filter(|it| it.closes.is_none()) {
         match event.step.and_then(|step| heard.subjects.get(&(&*event.email, step))) {
             Some(subject) => by_subject.entry(*subject).or_default().push(event),
             None => verdict.differences.push(Difference::EventOfNoCall { event: event.id }),
@@ -254,13 +258,13 @@ fn compare_effects(readings: &Readings, verdict: &mut Verdict) {
     verdict.counts.insert("parked letters", readings.parked.len() as u64);
 }
 
-/// What the store says of notifications against what their target says.
+/// What the store says of who was told against what they say.
 fn compare_told(readings: &Readings, accepted: &BTreeSet<Uuid>, verdict: &mut Verdict) {
     let told = &readings.told;
-    for effect in readings.effects.iter().filter(|it| it.worker == Worker::Notify) {
-        let is_told = effect.key.as_ref().is_some_and(|key| told.contains_key(key));
-        if !is_told && accepted.contains(&effect.event) {
-            verdict.differences.push(Difference::NeverTold { event: effect.event });
+    for Effect { worker, event, key, .. } in &readings.effects {
+        let is_untold = key.as_ref().is_some_and(|key| !told.contains_key(key));
+        if is_untold && accepted.contains(event) {
+            verdict.differences.push(Difference::NeverTold { event: *event, worker: *worker });
         }
     }
     let keys: HashSet<&str> = readings.keys.iter().map(String::as_str).collect();
@@ -268,7 +272,7 @@ fn compare_told(readings: &Readings, accepted: &BTreeSet<Uuid>, verdict: &mut Ve
         verdict.differences.push(Difference::ToldOfNoEvent { key: key.clone() });
     }
     let again: u64 = told.values().map(|times| times.saturating_sub(1)).sum();
-    verdict.counts.insert("notifications told again under their key", again);
+    verdict.counts.insert("told again under their key", again);
 }
 
 impl fmt::Display for Difference {
@@ -310,12 +314,10 @@ impl fmt::Display for Difference {
             Self::StillWaiting { event, worker } => {
                 write!(f, "event {event}: still waits for {}", worker.as_str())
             }
-            Self::NeverTold { event } => {
-                write!(f, "event {event}: its notification counts as sent and never arrived")
+            Self::NeverTold { event, worker } => {
+                write!(f, "event {event}: counts as told by {} and never arrived", worker.as_str())
             }
-            Self::ToldOfNoEvent { key } => {
-                write!(f, "notification {key}: it is of no event")
-            }
+            Self::ToldOfNoEvent { key } => write!(f, "told under {key}: it is of no event"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use uuid::Uuid;
 
 /// How the product is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -27,12 +28,18 @@ pub enum Part {
     Postgres,
 }
 
-/// The workers of a run, each of them a process where it can be.
+/// The workers of a run: built-in ones, and two that an operations team would add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Worker {
     Database,
     Permissions,
     Notify,
+    /// A subscriber's webhook.
+    Hook,
+    /// A subscriber's command.
+    Script,
+    /// Gives up everybody whose account does not show, and here none does.
+    Confirm,
 }
 
 /// Who talks to whom over a network of ours.
@@ -42,10 +49,10 @@ pub enum Link {
     RelayToNats,
     WorkerToNats(Worker),
     WorkerToPostgres(Worker),
-    NotifyToTarget,
+    WorkerToTarget(Worker),
 }
 
-/// What the target of notifications does to those who call it.
+/// What the target of notifications and of the webhook does to those who call it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mood {
     #[default]
@@ -144,14 +151,15 @@ impl Topology {
             ClockAhead, ClockBehind, Cut, FullDisk, Kill, Pause, Redeliver, Silence, Slow, Target,
         };
         let mut parts = vec![Part::Connector];
-        let mut links = vec![Link::PlatformToConnector, Link::NotifyToTarget];
+        let mut links = vec![Link::PlatformToConnector];
+        links.extend(Worker::CALLERS.map(Link::WorkerToTarget));
         let mut kinds = vec![FullDisk];
         if self != Self::Embedded {
             parts.extend([Part::Relay, Part::Nats, Part::Postgres]);
-            parts.extend(Worker::ALL.map(Part::Worker));
+            parts.extend(Worker::HOSTS.map(Part::Worker));
             links.push(Link::RelayToNats);
-            links.extend(Worker::ALL.map(Link::WorkerToNats));
-            links.extend(Worker::ALL.map(Link::WorkerToPostgres));
+            links.extend(Worker::HOSTS.map(Link::WorkerToNats));
+            links.extend(Worker::HOSTS.map(Link::WorkerToPostgres));
             kinds.extend(Worker::ALL.map(Redeliver));
         }
         for part in parts {
@@ -170,7 +178,31 @@ impl Topology {
 }
 
 impl Worker {
-    pub const ALL: [Self; 3] = [Self::Database, Self::Permissions, Self::Notify];
+    pub const ALL: [Self; 6] =
+        [Self::Database, Self::Permissions, Self::Notify, Self::Hook, Self::Script, Self::Confirm];
+
+    /// Those that have a process where they can; what it runs besides, [`Self::beside`] says.
+    pub const HOSTS: [Self; 4] = [Self::Database, Self::Permissions, Self::Notify, Self::Hook];
+
+    /// Those that call the target.
+    pub(crate) const CALLERS: [Self; 2] = [Self::Notify, Self::Hook];
+
+    /// The workers in the process of this one: a process may have several.
+    pub(crate) const fn beside(self) -> &'static [Self] {
+        match self {
+            Self::Hook => &[Self::Script, Self::Confirm],
+            _ => &[],
+        }
+    }
+
+    /// By which whoever is told of an event knows it again, where that is made of the event alone.
+    pub(crate) fn key(self, event: Uuid) -> Option<String> {
+        match self {
+            Self::Hook => Some(format!("{event}:hook")),
+            Self::Script => Some(event.to_string()),
+            _ => None,
+        }
+    }
 
     /// The name in configuration, stream and store.
     #[must_use]
@@ -179,6 +211,9 @@ impl Worker {
             Self::Database => "database",
             Self::Permissions => "permissions",
             Self::Notify => "notify",
+            Self::Hook => "hook",
+            Self::Script => "script",
+            Self::Confirm => "confirm",
         }
     }
 }
@@ -207,7 +242,7 @@ impl fmt::Display for Link {
             Self::RelayToNats => f.write_str("relay – NATS"),
             Self::WorkerToNats(worker) => write!(f, "{} – NATS", worker.as_str()),
             Self::WorkerToPostgres(worker) => write!(f, "{} – PostgreSQL", worker.as_str()),
-            Self::NotifyToTarget => f.write_str("notify – target"),
+            Self::WorkerToTarget(worker) => write!(f, "{} – target", worker.as_str()),
         }
     }
 }

@@ -23,9 +23,10 @@ pub struct Readings {
     pub parked: Vec<(Worker, Uuid)>,
     /// What is still to be tried again.
     pub waiting: Vec<(Worker, Uuid)>,
-    /// The idempotency keys of all notifications in the store, sent or not.
+    /// The idempotency keys of all notifications in the store, sent or not, and those under which
+    /// subscribers are told.
     pub keys: Vec<String>,
-    /// How often the target took a notification, by its key.
+    /// How often the target, or the command, was told, by key.
     pub told: HashMap<String, u64>,
 }
 
@@ -37,6 +38,8 @@ pub struct Event {
     /// `None` where it is none that we call at.
     pub step: Option<Step>,
     pub email: String,
+    /// The event whose account this one says to be there, or given up.
+    pub closes: Option<Uuid>,
 }
 
 /// One thing that a worker did.
@@ -45,7 +48,7 @@ pub struct Effect {
     pub worker: Worker,
     pub what: &'static str,
     pub event: Uuid,
-    /// Of a notification, its idempotency key.
+    /// Where somebody else was told: under which key.
     pub key: Option<String>,
 }
 
@@ -62,15 +65,39 @@ pub(crate) fn events(file: &Path) -> anyhow::Result<Vec<Event>> {
         step: serde_json::Value,
         #[serde(default)]
         email: String,
+        #[serde(default)]
+        confirmation: Option<Confirmation>,
+    }
+    #[derive(Deserialize)]
+    struct Confirmation {
+        of: Uuid,
     }
     let file = BufReader::new(File::open(file)?);
     let of_line = |line: std::io::Result<String>| {
         let CloudEvent { id, r#type, data } = serde_json::from_str(&line?)?;
         let kind = r#type.rsplit('.').next().unwrap_or_default().to_owned();
         let step = serde_json::from_value(data.step).ok();
-        anyhow::Ok(Event { id, kind, step, email: data.email })
+        let closes = data.confirmation.map(|it| it.of);
+        anyhow::Ok(Event { id, kind, step, email: data.email, closes })
     };
     file.lines().map(of_line).collect::<anyhow::Result<_>>().context("not what replay prints")
+}
+
+/// Reads the ids that the command wrote, a line each.
+pub(crate) fn lines(file: &Path) -> anyhow::Result<HashMap<String, u64>> {
+    let mut lines = HashMap::new();
+    for line in std::fs::read_to_string(file).context("the command has written nothing")?.lines() {
+        *lines.entry(line.to_owned()).or_default() += 1;
+    }
+    Ok(lines)
+}
+
+/// What the worker `confirm` did is seen in the archive.
+pub(crate) fn closings(events: &[Event]) -> impl Iterator<Item = Effect> {
+    events.iter().filter_map(|it| {
+        let (worker, what) = (Worker::Confirm, "closing event");
+        Some(Effect { worker, what, event: it.closes?, key: None })
+    })
 }
 
 /// The business database, of either dialect.
@@ -85,7 +112,7 @@ pub(crate) enum Database {
 pub(crate) struct Progress {
     /// Events that the slowest worker has done or parked.
     pub(crate) dealt_with: u64,
-    /// Events that wait for another try, of all workers.
+    /// Events that wait for another try, of all workers, or to be brought to the log.
     pub(crate) waiting: u64,
 }
 
@@ -105,11 +132,15 @@ impl Database {
             (Worker::Database, "SELECT count(DISTINCT event_id) FROM sign_ups"),
             (Worker::Permissions, "SELECT count(DISTINCT event_id) FROM grant_sets"),
             (Worker::Notify, "SELECT count(*) FROM notifications WHERE state = 'sent'"),
+            (Worker::Hook, "SELECT count(*) FROM inbox WHERE worker = 'hook'"),
+            (Worker::Script, "SELECT count(*) FROM inbox WHERE worker = 'script'"),
+            (Worker::Confirm, "SELECT count(*) FROM confirmations WHERE state <> 'waiting'"),
         ] {
             let parked = self.parked().await?.iter().filter(|it| it.0 == worker).count() as u64;
             dealt_with = dealt_with.min(self.count(done).await? + parked);
         }
-        let waiting = self.count("SELECT count(*) FROM retries").await?;
+        let waiting = self.count("SELECT count(*) FROM retries").await?
+            + self.count("SELECT count(*) FROM outbox").await?;
         Ok(Progress { dealt_with, waiting })
     }
 
@@ -124,9 +155,11 @@ impl Database {
                 "notification",
                 "SELECT event_id, idempotency_key FROM notifications WHERE state = 'sent'",
             ),
+            (Worker::Hook, "delivery", "SELECT event_id, '' FROM inbox WHERE worker = 'hook'"),
+            (Worker::Script, "delivery", "SELECT event_id, '' FROM inbox WHERE worker = 'script'"),
         ] {
             effects.extend(self.rows(sql).await?.into_iter().map(|(event, key)| {
-                let key = (worker == Worker::Notify).then_some(key);
+                let key = if worker == Worker::Notify { Some(key) } else { worker.key(event) };
                 Effect { worker, what, event, key }
             }));
         }

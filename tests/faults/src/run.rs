@@ -199,14 +199,23 @@ async fn settle(system: &System, patience: Duration) -> anyhow::Result<()> {
 
 async fn read(system: &System, journal: &Journal) -> anyhow::Result<Readings> {
     let database = system.database().await?;
+    let events = readings::events(&system.replay().await?)?;
+    let mut effects = database.effects().await?;
+    effects.extend(readings::closings(&events));
+    let mut keys = database.keys().await?;
+    for worker in Worker::ALL {
+        keys.extend(events.iter().filter_map(|it| worker.key(it.id)));
+    }
+    let mut told = system.target().told();
+    told.extend(readings::lines(&system.script_file())?);
     Ok(Readings {
         journal: journal.read()?,
-        events: readings::events(&system.replay().await?)?,
-        effects: database.effects().await?,
+        events,
+        effects,
         parked: database.parked().await?,
         waiting: database.waiting().await?,
-        keys: database.keys().await?,
-        told: system.target().told(),
+        keys,
+        told,
     })
 }
 

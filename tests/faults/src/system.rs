@@ -46,6 +46,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_millis(800);
 
 const ROLES: [&str; 5] = ["relay", "worker", "auditor", "provisioner", "saboteur"];
 const KEY: &str = "0123456789abcdef0123456789abcdef";
+const HOOK_KEY: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 const CONFIGURATION: &str = include_str!("configuration.toml");
 const NATS_CONFIGURATION: &str = include_str!("../../../nats.conf");
 
@@ -156,15 +157,15 @@ impl System {
     }
 
     fn lay_links(&mut self) -> anyhow::Result<()> {
-        let mut links = vec![
-            (Link::PlatformToConnector, vec![self.connector]),
-            (Link::NotifyToTarget, vec![self.target.address()]),
-        ];
+        let mut links = vec![(Link::PlatformToConnector, vec![self.connector])];
+        links.extend(
+            Worker::CALLERS.map(|it| (Link::WorkerToTarget(it), vec![self.target.address()])),
+        );
         if self.topology != Topology::Embedded {
             let nats: Vec<_> = self.nats_ports.iter().map(|port| loopback(*port)).collect();
             let postgres: Vec<_> = self.postgres_port.map(loopback).into_iter().collect();
             links.push((Link::RelayToNats, nats.clone()));
-            for worker in Worker::ALL {
+            for worker in Worker::HOSTS {
                 links.push((Link::WorkerToNats(worker), nats.clone()));
                 links.push((Link::WorkerToPostgres(worker), postgres.clone()));
             }
@@ -195,6 +196,7 @@ impl System {
             .replace("@DATA@", &self.data().to_string_lossy())
             .replace("@CONNECTOR@", &self.connector.to_string())
             .replace("@TRY_AGAIN@", TRY_AGAIN)
+            .replace("@SCRIPT@", &self.script_file().to_string_lossy())
             .replace("@DEADLINE@", &format!("{}ms", DEADLINE.as_millis()));
         let over = |nats: &str, postgres: u16| {
             let replicas = self.nats_ports.len();
@@ -217,7 +219,7 @@ impl System {
         let relay = over(&of_link(Link::RelayToNats), postgres);
         self.write("connector.toml", &relay)?;
         self.write("relay.toml", &relay)?;
-        for worker in Worker::ALL {
+        for worker in Worker::HOSTS {
             let postgres = self.port(Link::WorkerToPostgres(worker));
             let text = over(&of_link(Link::WorkerToNats(worker)), postgres);
             self.write(&format!("{}.toml", worker.as_str()), &text)?;
@@ -230,6 +232,11 @@ impl System {
             .with_context(|| format!("could not write {name}"))
     }
 
+    /// Where the subscriber's command writes what it is told.
+    pub(crate) fn script_file(&self) -> PathBuf {
+        self.folder.path().join("script.txt")
+    }
+
     fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -238,7 +245,7 @@ impl System {
         let mut parts = vec![Part::Connector];
         if self.topology != Topology::Embedded {
             parts.push(Part::Relay);
-            parts.extend(Worker::ALL.map(Part::Worker));
+            parts.extend(Worker::HOSTS.map(Part::Worker));
         }
         for part in parts {
             let slot = Slot { process: None, starts: 0, mended: 0 };
@@ -255,11 +262,14 @@ impl System {
     }
 
     fn arguments(&self, part: Part) -> Vec<String> {
-        let (file, command): (&str, &[&str]) = match part {
-            Part::Connector if self.topology == Topology::Embedded => ("connector", &["up"]),
-            Part::Connector => ("connector", &["api", "--without-relay"]),
-            Part::Relay => ("relay", &["relay"]),
-            Part::Worker(worker) => (worker.as_str(), &["worker", worker.as_str()]),
+        let (file, command) = match part {
+            Part::Connector if self.topology == Topology::Embedded => ("connector", vec!["up"]),
+            Part::Connector => ("connector", vec!["api", "--without-relay"]),
+            Part::Relay => ("relay", vec!["relay"]),
+            Part::Worker(worker) => {
+                let others = worker.beside().iter().map(|it| it.as_str());
+                (worker.as_str(), ["worker", worker.as_str()].into_iter().chain(others).collect())
+            }
             Part::Nats | Part::Postgres => unreachable!("these are servers"),
         };
         let file = self.folder.path().join(format!("{file}.toml"));
@@ -277,8 +287,9 @@ impl System {
         for name in ["CONFIG", "DATA", "ADMIN", "LOG", "LOG_FORMAT"] {
             command.env_remove(format!("VESTIBULE_{name}"));
         }
-        let target = format!("http://127.0.0.1:{}/", self.port(Link::NotifyToTarget));
-        command.env("VESTIBULE_KEY", KEY).env("VESTIBULE_TARGET", target);
+        let target = |it| format!("http://127.0.0.1:{}/", self.port(Link::WorkerToTarget(it)));
+        command.env("VESTIBULE_KEY", KEY).env("VESTIBULE_TARGET", target(Worker::Notify));
+        command.env("VESTIBULE_HOOK", target(Worker::Hook)).env("VESTIBULE_HOOK_KEY", HOOK_KEY);
         command.envs(ROLES.map(|role| (password(role), role_password(role))));
         if let Some(mutation) = self.mutation {
             command.env("VESTIBULE_MUTATION", mutation.as_str());

@@ -1,4 +1,5 @@
-//! Plays whoever is notified: in good moods and bad, and with a memory for keys.
+//! Plays whoever is notified, and a subscriber's webhook: in good moods and bad, and with a memory for
+//! keys.
 
 use std::{
     collections::HashMap,
@@ -36,7 +37,7 @@ type Shared = Arc<Mutex<Memory>>;
 struct Memory {
     mood: Mood,
     calls: u64,
-    /// How often it took a notification, by key.
+    /// How often it took something, by key.
     told: HashMap<String, u64>,
 }
 
@@ -77,7 +78,8 @@ fn lock(state: &Shared) -> MutexGuard<'_, Memory> {
 }
 
 async fn answer(State(state): State<Shared>, headers: HeaderMap) -> Response {
-    let key = headers.get("idempotency-key").and_then(|it| it.to_str().ok());
+    let key = headers.get("idempotency-key").or(headers.get("webhook-id"));
+    let key = key.and_then(|it| it.to_str().ok());
     let Some(key) = key else { return StatusCode::BAD_REQUEST.into_response() };
     let (mood, calls) = {
         let mut memory = lock(&state);

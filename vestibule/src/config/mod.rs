@@ -7,9 +7,11 @@
 mod approvals;
 mod connectors;
 mod credentials;
+mod devices;
 mod reader;
 mod reference;
 mod secret;
+mod subscribers;
 mod values;
 mod workers;
 
@@ -22,16 +24,20 @@ use std::{
 use anyhow::Context;
 use vestibule_api::FileStamp;
 
-use self::connectors::Surroundings;
 pub(crate) use self::{
     approvals::ApprovalsConfig,
     connectors::ConnectorConfig,
     credentials::CredentialConfig,
+    devices::DevicesConfig,
     reader::{Complaint, Complaints, Document, Section, did_you_mean},
     reference::{ListConfig, LookupConfig, ReferenceConfig},
     secret::SecretSource,
-    workers::{ChannelConfig, EffectConfig, WorkerConfig},
+    subscribers::{SubscriberConfig, SubscribersConfig, Way, WaySettings, check_name, stamps},
+    workers::{
+        BUILT_IN, ChannelConfig, ConfirmConfig, EffectConfig, PermissionsConfig, WorkerConfig,
+    },
 };
+use self::{connectors::Surroundings, subscribers::Around};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -57,8 +63,11 @@ pub(crate) struct Config {
     /// Lists, lookups and messages: what rules refer to.
     pub(crate) reference: ReferenceConfig,
     pub(crate) approvals: ApprovalsConfig,
+    /// `None` where nobody may register devices.
+    pub(crate) devices: Option<DevicesConfig>,
     pub(crate) connectors: Vec<ConnectorConfig>,
     pub(crate) workers: Vec<WorkerConfig>,
+    pub(crate) subscribers: SubscribersConfig,
 }
 
 #[derive(Debug)]
@@ -157,6 +166,10 @@ impl Config {
         let secrets = secrets.filter_map(SecretSource::file);
         config.files.extend(secrets.map(|it| (it.to_owned(), FileStamp::read(it))));
         config.beyond_rules = config.describe_beyond_rules();
+        let names: Vec<_> = config.connectors.iter().map(|it| it.name.as_str()).collect();
+        let (has_nats, has_confirm) = (config.nats.is_some(), config.has_confirm());
+        let around = Around { connectors: &names, has_nats, has_confirm };
+        config.subscribers.read_folder(around);
         Ok(config)
     }
 
@@ -180,10 +193,14 @@ impl Config {
             let reference = reference::read(root, folder);
             let approvals =
                 root.section("approvals", |section| approvals::read(section, &reference.messages));
+            let devices = root.section("devices", devices::read);
             let around = Surroundings { listen: listen.connector, folder, reference: &reference };
             let connectors = connectors::read(root, around);
             let names: Vec<_> = connectors.iter().map(|it| it.name.as_str()).collect();
             let workers = workers::read(root, &names, &approvals);
+            let has_confirm = confirm(&workers).is_some();
+            let around = Around { connectors: &names, has_nats: nats.is_some(), has_confirm };
+            let subscribers = SubscribersConfig::read(root, file, around);
             Self {
                 file: file.to_owned(),
                 files: Vec::new(),
@@ -196,8 +213,10 @@ impl Config {
                 store,
                 reference,
                 approvals,
+                devices,
                 connectors,
                 workers,
+                subscribers,
             }
         })
     }
@@ -205,9 +224,10 @@ impl Config {
     fn describe_beyond_rules(&self) -> String {
         let connectors: Vec<_> =
             self.connectors.iter().map(ConnectorConfig::beyond_rules).collect();
-        let Self { data, key, listen, log, nats, store, workers, .. } = self;
+        let Self { data, key, listen, log, nats, store, workers, devices, .. } = self;
         let approvals = (self.approvals.expires_after, &self.approvals.link_base);
-        format!("{:?}", (data, key, listen, log, nats, store, workers, approvals, connectors))
+        let rest = (approvals, devices, connectors);
+        format!("{:?}", (data, key, listen, log, nats, store, workers, rest))
     }
 
     /// Whether anybody may have to wait for an approver, so that requests have to be kept.
@@ -217,10 +237,49 @@ impl Config {
             || self.workers.iter().any(|it| matches!(it.effect, EffectConfig::Approvals(_)))
     }
 
+    /// A file of a subscriber as it would be read.
+    pub(crate) fn parse_subscriber(
+        &self,
+        name: &str,
+        file: &Path,
+        source: &str,
+    ) -> Result<Option<WorkerConfig>, Complaints> {
+        let names: Vec<_> = self.connectors.iter().map(|it| it.name.as_str()).collect();
+        let (has_nats, has_confirm) = (self.nats.is_some(), self.has_confirm());
+        let around = Around { connectors: &names, has_nats, has_confirm };
+        subscribers::parse(name, file, source, around)
+    }
+
+    /// All workers, subscribers among them.
+    pub(crate) fn all_workers(&self) -> impl Iterator<Item = &WorkerConfig> {
+        self.workers.iter().chain(&self.subscribers.subscribers)
+    }
+
+    /// How it is found out of which sign-ups an account comes to be, if anybody does.
+    pub(crate) fn confirm(&self) -> Option<&ConfirmConfig> {
+        confirm(&self.workers)
+    }
+
+    pub(crate) fn has_confirm(&self) -> bool {
+        self.confirm().is_some()
+    }
+
+    /// Whether events are made in the store, so that a connector has to bring them to its log.
+    pub(crate) fn has_outbox(&self) -> bool {
+        self.has_approvals() || self.has_confirm()
+    }
+
     /// The file of the local log.
     pub(crate) fn log_file(&self) -> PathBuf {
         self.data.join("events.db")
     }
+}
+
+fn confirm(workers: &[WorkerConfig]) -> Option<&ConfirmConfig> {
+    workers.iter().find_map(|it| match &it.effect {
+        EffectConfig::Confirm(confirm) => Some(confirm),
+        _ => None,
+    })
 }
 
 fn secret(section: &mut Section<'_>, key: &'static str) -> Option<SecretSource> {

@@ -124,6 +124,11 @@ impl<'a> Section<'a> {
         self.find(key).is_some()
     }
 
+    /// Whether a key that may be a text or a table is a text.
+    pub(crate) fn is_text(&self, key: &str) -> bool {
+        self.find(key).is_some_and(|(_, value)| value.is_str())
+    }
+
     /// Where the section begins, from 1.
     pub(crate) fn line(&self) -> usize {
         line_and_column(self.document.source, self.place.start).0

@@ -70,7 +70,7 @@ pub(super) async fn retry(
     let RetryArgs { selection, output, .. } = args;
     let plan = Plan::make(store, selection).await?;
     let paused = store.paused_workers().await.context("could not read which workers are paused")?;
-    let configured: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
+    let configured: Vec<_> = config.all_workers().map(WorkerConfig::name).collect();
     let workers = plan.groups.iter().map(|(_, it)| it.worker.as_str());
     for warning in warnings(workers, &configured, &paused) {
         eprintln!("warning: {warning}");

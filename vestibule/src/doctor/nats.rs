@@ -31,7 +31,7 @@ pub(super) async fn findings(
     monitoring: Option<&str>,
 ) -> Vec<Finding> {
     let specs: Vec<_> =
-        config.workers.iter().map(|it| consumer_spec(it.name(), &it.settings)).collect();
+        config.all_workers().map(|it| consumer_spec(it.name(), &it.settings)).collect();
     let names: Vec<_> = specs.iter().map(|it| it.name.clone()).collect();
     let mut findings = judge_privacy(nats);
     let mut eyes = None;

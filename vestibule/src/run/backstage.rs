@@ -10,31 +10,32 @@ use anyhow::Context;
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use vestibule_events::{EventLog, Role};
+use vestibule_events::{EventLog, JetStream, LocalLog, Role};
 use vestibule_store::{Store, StoreError};
 use vestibule_workers::WorkerMetrics;
 
+use super::subscribers::{Crew, SubscriberMetrics, Tools};
 use crate::{config::Config, migrate, wiring};
 
 /// Between two looks at a server that is away.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Opens the store, prepares the stream, and runs the workers.
+/// Opens the store, prepares the stream, and runs the workers and the subscribers.
 pub(super) async fn run(
     config: Arc<Config>,
-    log: Arc<dyn EventLog>,
+    (log, local): (Arc<dyn EventLog>, Option<LocalLog>),
     opened: Arc<OnceLock<Store>>,
-    metrics: WorkerMetrics,
+    (metrics, subscribers): (WorkerMetrics, SubscriberMetrics),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let prepare = async {
         open_store(Arc::clone(&config), Arc::clone(&opened)).await?;
-        stream(&config).await?;
-        anyhow::Ok(opened.get().expect("it was opened above").clone())
+        let provisioner = stream(&config).await?;
+        anyhow::Ok((opened.get().expect("it was opened above").clone(), provisioner))
     };
-    let store = tokio::select! {
+    let (store, provisioner) = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        store = prepare => store?,
+        prepared = prepare => prepared?,
     };
     let mut workers = JoinSet::new();
     for worker in &config.workers {
@@ -42,7 +43,7 @@ pub(super) async fn run(
             .with_context(|| format!("could not set up the worker {}", worker.name()))?;
         let (settings, log) = (worker.settings.clone(), Arc::clone(&log));
         let (store, metrics, stop) = (store.clone(), metrics.clone(), stop.clone());
-        let name = worker.name();
+        let name = worker.name().to_owned();
         workers.spawn(async move {
             let ended = vestibule_workers::run(effect, settings, log, store, metrics, stop).await;
             if let Err(error) = ended {
@@ -50,8 +51,11 @@ pub(super) async fn run(
             }
         });
     }
+    let tools = Tools { log, provisioner, local, store, metrics };
+    let crew = Crew { config, names: Vec::new(), metrics: subscribers, tools };
+    let ended = crew.run(stop).await;
     while workers.join_next().await.is_some() {}
-    Ok(())
+    ended
 }
 
 /// Opens the store where nobody has, waiting for a server that is away.
@@ -99,9 +103,10 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable(_))))
 }
 
-/// Prepares the stream as `vestibule migrate` does, as soon as it can be reached.
-async fn stream(config: &Config) -> anyhow::Result<()> {
-    let Some(nats) = &config.nats else { return Ok(()) };
+/// Prepares the stream as `vestibule migrate` does, as soon as it can be reached; gives who may go on
+/// doing so.
+async fn stream(config: &Config) -> anyhow::Result<Option<JetStream>> {
+    let Some(nats) = &config.nats else { return Ok(None) };
     // One connection for all attempts: a client that is dropped while its server is away goes on
     // trying to reach it.
     let stream = wiring::stream(config, nats, Role::Provisioner).await?;
@@ -114,5 +119,5 @@ async fn stream(config: &Config) -> anyhow::Result<()> {
         }
         sleep(PAUSE).await;
     }
-    Ok(())
+    Ok(Some(stream))
 }

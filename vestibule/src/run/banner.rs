@@ -20,7 +20,8 @@ impl Banner {
     pub(super) fn new(config: &Config, file: &Path) -> Self {
         let first = config.connectors.first();
         let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
-        let workers: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
+        let workers = config.all_workers().filter(|it| it.runs_here());
+        let workers: Vec<_> = workers.map(WorkerConfig::name).collect();
         let over = config.nats.as_ref().map_or("the local log".to_owned(), |nats| {
             format!("the stream {} at {}", nats.stream, nats.url)
         });

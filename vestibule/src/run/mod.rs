@@ -7,6 +7,7 @@ mod health;
 mod open_files;
 mod process;
 mod reload;
+mod subscribers;
 mod systemd;
 
 use std::{
@@ -23,9 +24,10 @@ pub(crate) use self::systemd::Sockets;
 use self::{
     banner::Banner,
     process::{Process, Stage, Without},
+    subscribers::{Crew, SubscriberMetrics, Tools},
 };
 use crate::{
-    config::{self, Config, NatsConfig, StoreTarget, WorkerConfig, did_you_mean},
+    config::{self, BUILT_IN, Config, NatsConfig, StoreTarget, WorkerConfig, did_you_mean},
     readiness::Parts,
     wiring,
 };
@@ -43,8 +45,12 @@ async fn start_up(config: Config, file: &Path, sockets: Sockets) -> anyhow::Resu
     let banner = Banner::new(&config, file);
     let config = Arc::new(config);
 
+    let mut local = None;
     let worker_log: Arc<dyn EventLog> = match &config.nats {
-        None => Arc::new(log.clone()),
+        None => {
+            local = Some(log.clone());
+            Arc::new(log.clone())
+        }
         Some(nats) => {
             parts.stream = Some(process.relay(&config, nats, &log).await?);
             Arc::new(process.stream(&config, nats, Role::Worker).await?)
@@ -59,13 +65,14 @@ async fn start_up(config: Config, file: &Path, sockets: Sockets) -> anyhow::Resu
         store.get_or_init(|| opened);
     }
     parts.store = Some(Arc::clone(&store));
-    let metrics = WorkerMetrics::register(&mut process.registry);
-    let requests = config.has_approvals().then(|| Arc::clone(&store));
+    let registry = &mut process.registry;
+    let metrics = (WorkerMetrics::register(registry), SubscriberMetrics::register(registry));
+    let requests = config.has_outbox().then(|| Arc::clone(&store));
     let connector = process.connector(&config, requests, &log).await?;
     let stop = process.stop_of(Stage::Workers);
-    let backstage = backstage::run(Arc::clone(&config), worker_log, store, metrics, stop);
+    let backstage = backstage::run(Arc::clone(&config), (worker_log, local), store, metrics, stop);
     process.spawn(Stage::Workers, "workers", Without::GoesOn, backstage);
-    let admin = process.admin(parts, config.listen.admin).await?;
+    let admin = process.admin(parts, &config).await?;
     banner.print(connector, admin);
     Ok(process)
 }
@@ -100,8 +107,9 @@ async fn start_api(
     } else {
         parts.stream = Some(process.relay(&config, nats, &log).await?);
     }
-    // The connector itself needs no store; requests for approval are kept there.
-    if config.has_approvals() {
+    // The connector itself needs no store; requests for approval and who waits for an account are
+    // kept there.
+    if config.has_outbox() {
         let store = Arc::new(OnceLock::new());
         let opening = backstage::open_store(Arc::clone(&config), Arc::clone(&store));
         let stop = process.stop_of(Stage::Behind);
@@ -114,7 +122,7 @@ async fn start_api(
         parts.store = Some(store);
     }
     let connector = process.connector(&config, parts.store.clone(), &log).await?;
-    let admin = process.admin(parts, config.listen.admin).await?;
+    let admin = process.admin(parts, &config).await?;
     info!(%connector, %admin, "the connector answers");
     Ok(process)
 }
@@ -134,6 +142,7 @@ async fn start_worker(
     sockets: Sockets,
 ) -> anyhow::Result<Process> {
     let mut process = Process::new(sockets);
+    let config = Arc::new(config);
     let nats = needs_nats(&config, "vestibule worker")?;
     let workers = chosen_workers(&config, names)?;
     let opened = backstage::store(&config).await?;
@@ -153,8 +162,25 @@ async fn start_worker(
         );
         process.spawn(Stage::Workers, worker.name(), Without::Ends, run);
     }
+    if names.is_empty() || names.iter().any(|it| !BUILT_IN.contains(&it.as_str())) {
+        let crew = Crew {
+            config: Arc::clone(&config),
+            names: names.to_vec(),
+            metrics: SubscriberMetrics::register(&mut process.registry),
+            tools: Tools {
+                log: Arc::new(stream.clone()),
+                // A worker's process may not make consumers: it could rewrite any.
+                provisioner: None,
+                local: None,
+                store: opened,
+                metrics,
+            },
+        };
+        let run = crew.run(process.stop_of(Stage::Workers));
+        process.spawn(Stage::Workers, "subscribers", Without::Ends, run);
+    }
     let parts = Parts { stream: Some(stream), store: Some(store), log: None };
-    let admin = process.admin(parts, config.listen.admin).await?;
+    let admin = process.admin(parts, &config).await?;
     let names: Vec<_> = workers.iter().map(|worker| worker.name()).collect();
     info!(workers = names.join(", "), %admin, "the workers run");
     Ok(process)
@@ -173,7 +199,7 @@ async fn start_relay(config: Config, sockets: Sockets) -> anyhow::Result<Process
     process.log = Some(log.clone());
     let stream = process.relay(&config, nats, &log).await?;
     let parts = Parts { stream: Some(stream), ..Parts::default() };
-    let admin = process.admin(parts, config.listen.admin).await?;
+    let admin = process.admin(parts, &config).await?;
     info!(%admin, log = %config.log_file().display(), "the relay runs");
     Ok(process)
 }
@@ -191,13 +217,19 @@ fn chosen_workers<'a>(
     config: &'a Config,
     names: &[String],
 ) -> anyhow::Result<Vec<&'a WorkerConfig>> {
-    let configured: Vec<_> = config.workers.iter().map(WorkerConfig::name).collect();
-    if configured.is_empty() {
-        bail!("the configuration has no worker; add a [workers.NAME] section");
+    let subscribers = &config.subscribers;
+    let built_in = config.workers.iter().map(WorkerConfig::name);
+    let configured: Vec<_> = built_in.chain(subscribers.names()).collect();
+    // A folder that is there may be filled while we run.
+    if configured.is_empty() && !subscribers.folder.is_dir() {
+        bail!("the configuration has no worker; add a [workers.NAME] section or a subscriber");
     }
     for name in names {
         if !configured.contains(&name.as_str()) {
             bail!("there is no worker `{name}`{}", did_you_mean(name, &configured));
+        }
+        if subscribers.subscribers.iter().any(|it| it.name() == name && !it.runs_here()) {
+            bail!("`{name}` takes its events from the stream itself; no process of ours runs it");
         }
     }
     let chosen = config.workers.iter();

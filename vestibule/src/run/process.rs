@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use vestibule_api::{
     AnswerAfter, Api, ApprovalDesk, Approvals, Durable, ListMetrics, LookupMetrics, ServerLimits,
-    Stop, Tls, TlsSettings, admin_router, approvals_router, publish_decisions, router, serve,
-    serve_tls,
+    Sightings, Stop, Tls, TlsSettings, admin_router, approvals_router, devices_router,
+    expire_requests, publish_outbox, router, serve, serve_tls,
 };
 use vestibule_events::{JetStream, LocalLog, Role, relay};
 use vestibule_store::Store;
@@ -112,10 +112,10 @@ pub(super) enum Without {
     GoesOn,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Part {
     stage: Stage,
-    name: &'static str,
+    name: String,
     without: Without,
 }
 
@@ -199,12 +199,12 @@ impl Process {
     pub(super) fn spawn(
         &mut self,
         stage: Stage,
-        name: &'static str,
+        name: impl Into<String>,
         without: Without,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
         let task = self.tasks.spawn(task);
-        self.running.insert(task.id(), Part { stage, name, without });
+        self.running.insert(task.id(), Part { stage, name: name.into(), without });
     }
 
     /// Tells parts of a stage to stop.
@@ -245,8 +245,8 @@ impl Process {
 
     /// Starts to take calls; gives the address, as the configuration may say port 0.
     ///
-    /// With a store, sooner or later open, requests for approval are decided here too, and their
-    /// decisions brought to the log.
+    /// With a store, sooner or later open, requests for approval are decided here too, accounts
+    /// noted that get a token, and what the store makes of both brought to the log.
     pub(super) async fn connector(
         &mut self,
         config: &Arc<Config>,
@@ -254,7 +254,8 @@ impl Process {
         log: &LocalLog,
     ) -> anyhow::Result<SocketAddr> {
         let key = Arc::new(wiring::pseudonym_key(config)?);
-        let desk = store.map(|store| ApprovalDesk::new(store, Arc::clone(&key)));
+        let desk = store.clone().filter(|_| config.has_approvals());
+        let desk = desk.map(|store| ApprovalDesk::new(store, Arc::clone(&key)));
         desk.iter().for_each(|it| it.register(&mut self.registry));
         let approvals = desk.clone().map(|it| Arc::new(it) as Arc<dyn Approvals>);
         let gauges = Gauges {
@@ -285,7 +286,18 @@ impl Process {
                 });
             }
         }
+        let confirms = store.clone().filter(|_| config.has_confirm());
+        let sightings =
+            confirms.map(|store| Sightings::new(store, Arc::clone(&key), &mut self.registry));
         let api = Api::new(Arc::new(log.clone()), key, connectors, &mut self.registry)?;
+        if let Some((sightings, writer)) = sightings {
+            api.note_accounts(sightings);
+            let stop = self.stop_of(Stage::Behind);
+            self.spawn(Stage::Behind, "accounts seen", Without::GoesOn, async move {
+                writer.run(stop).await;
+                Ok(())
+            });
+        }
         log.register(&mut self.registry);
         let metrics = ReloadMetrics::register(&mut self.registry);
         self.reload = Some(metrics.clone());
@@ -305,8 +317,15 @@ impl Process {
         if let Some(desk) = desk {
             routes = routes.merge(approvals_router(desk.clone()));
             let stop = self.stop_of(Stage::Behind);
-            let publishing = publish_decisions(desk, Arc::new(log.clone()), stop);
-            self.spawn(Stage::Behind, "decisions", Without::GoesOn, async move {
+            self.spawn(Stage::Behind, "requests for approval", Without::GoesOn, async move {
+                expire_requests(desk, stop).await;
+                Ok(())
+            });
+        }
+        if let Some(store) = store {
+            let stop = self.stop_of(Stage::Behind);
+            let publishing = publish_outbox(store, Arc::new(log.clone()), stop);
+            self.spawn(Stage::Behind, "outbox", Without::GoesOn, async move {
                 publishing.await;
                 Ok(())
             });
@@ -362,7 +381,7 @@ impl Process {
     pub(super) async fn admin(
         &mut self,
         parts: Parts,
-        listen: SocketAddr,
+        config: &Config,
     ) -> anyhow::Result<SocketAddr> {
         ensure!(
             self.sockets.connector.is_none(),
@@ -370,8 +389,13 @@ impl Process {
         );
         let registry = Arc::new(std::mem::take(&mut self.registry));
         let (tls, reload) = (self.tls.clone(), self.reload.clone());
+        let store = parts.store.clone();
         let health = Health { parts, leave: self.leave.clone(), tls, reload };
-        let router = admin_router(registry, Arc::new(health));
+        let mut router = admin_router(registry, Arc::new(health));
+        if let (Some(devices), Some(store)) = (&config.devices, store) {
+            router = router.merge(devices_router(wiring::device_desk(config, devices, store)?));
+        }
+        let listen = config.listen.admin;
         let (listener, address) = bind(self.sockets.admin.take(), listen, "listen.admin").await?;
         let stop = self.stop_of(Stage::Admin);
         // Nothing is lost with a request for metrics, and the next start waits for us.
@@ -388,7 +412,7 @@ impl Process {
     }
 
     /// Returns when the process is worth nothing any more, with the name of what it lacks.
-    async fn lost(&mut self) -> &'static str {
+    async fn lost(&mut self) -> String {
         loop {
             match self.next_ended().await {
                 Some((part, false)) if part.without == Without::Ends => return part.name,
@@ -404,7 +428,7 @@ impl Process {
         let ended = self.tasks.join_next_with_id().await?;
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let part = self.running.remove(&id).expect("every task was noted when it was spawned");
-        let name = part.name;
+        let name = part.name.as_str();
         let went_well = match ended {
             Ok((_, Ok(()))) => true,
             Ok((_, Err(error))) => {
@@ -451,7 +475,7 @@ impl Process {
         });
         if ended.await.is_err() {
             let left = self.running.values().filter(|it| it.stage == stage);
-            let left: Vec<_> = left.map(|it| it.name).collect();
+            let left: Vec<_> = left.map(|it| it.name.as_str()).collect();
             warn!(
                 parts = left.join(", "),
                 "left at the stop, for they did not finish in their time; the next start takes up \

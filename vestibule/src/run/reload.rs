@@ -103,13 +103,13 @@ type Stamps = HashMap<PathBuf, Option<FileStamp>>;
 
 /// Waits until a change is whole: a file is written piece by piece, and of several one comes after
 /// the other. Half of a list is a list too, and lets in or turns away the wrong people.
-struct Settling<T> {
+pub(super) struct Settling<T> {
     last: Option<T>,
     looks: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+pub(super) enum Look {
     Same,
     /// Not the same twice yet.
     Changing,
@@ -126,7 +126,7 @@ impl<T: Clone + PartialEq> Settling<T> {
     /// What never comes to rest is taken as it is.
     const LOOKS_MAX: u32 = 10;
 
-    fn look(&mut self, seen: &T, now: &T) -> Look {
+    pub(super) fn look(&mut self, seen: &T, now: &T) -> Look {
         if seen == now {
             *self = Self::default();
             return Look::Same;

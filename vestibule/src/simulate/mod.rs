@@ -4,6 +4,7 @@
 //! answers with the log and the store, `summary` says what came of it. The connector, the log and
 //! the store may be anywhere; where they cannot be seen, only the answers are judged.
 
+mod outcomes;
 mod people;
 mod platform;
 mod summary;
@@ -48,6 +49,9 @@ Examples:
       A steady minute of 50 sign-ups a second.
   vestibule simulate --seed 7 --output json --answers answers.jsonl
       The same people as last time; a summary for programs, and every answer as a line of JSON.
+  vestibule simulate --count 500 --abandon 0.2
+      Of those who are accepted a fifth never comes back, and the others sign in; needs
+      [workers.confirm], with an `abandon_after` that is shorter than --wait.
   vestibule simulate --url https://signup.example.org/connectors/partners --user entra \\
       --password env:PARTNERS_PASSWORD --no-verify
       A connector elsewhere, of which only the answers can be seen.
@@ -84,6 +88,10 @@ pub(crate) struct SimulateArgs {
     /// Decides who signs up and how; a random one, printed, where absent
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// So many of those who are accepted never come back, from 0 to 1; the others sign in. Where
+    /// absent nobody does either
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    abandon: Option<f64>,
     /// How long nobody may answer before the run ends, as while the connector restarts
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     #[arg(value_parser = humantime::parse_duration)]
@@ -109,11 +117,17 @@ pub(crate) async fn simulate(
     load: impl Fn() -> anyhow::Result<Config>,
 ) -> anyhow::Result<ExitCode> {
     let config = load();
+    if args.abandon.is_some() && config.as_ref().is_ok_and(|it| !it.has_confirm()) {
+        bail!(
+            "--abandon plays people who never come back, and nothing would notice: the \
+             configuration has no [workers.confirm] section"
+        );
+    }
     let target = target(&args, &config)?;
     let url = target.url.clone();
     let run = format!("{:08x}", rand::random::<u32>());
-    let crowd = Crowd { seed: args.seed.unwrap_or_else(rand::random), run: run.clone() };
-    let seed = crowd.seed;
+    let seed = args.seed.unwrap_or_else(rand::random);
+    let crowd = Crowd { seed, run: run.clone(), abandon: args.abandon };
     let answers = args.answers.as_ref().map(|path| {
         File::create(path)
             .with_context(|| format!("could not create the file of answers {}", path.display()))
@@ -277,7 +291,7 @@ async fn check(
         Err(error) => return Checked::No(format!("{error:#}")),
     };
     let verifier = match Verifier::open(config, started).await {
-        Ok(verifier) => verifier,
+        Ok(verifier) => verifier.expecting(tally.outcomes.clone()),
         Err(error) => return Checked::No(format!("{error:#}")),
     };
     let progress = progress("acted on", tally.forms.accepted() as u64);
@@ -311,6 +325,13 @@ fn parse_url(text: &str) -> Result<String, String> {
     match reqwest::Url::parse(text) {
         Ok(url) if ["http", "https"].contains(&url.scheme()) => Ok(text.to_owned()),
         _ => Err("expected a URL such as https://signup.example.org/connectors/partners".into()),
+    }
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("expected a share from 0 to 1, such as 0.2".into()),
     }
 }
 

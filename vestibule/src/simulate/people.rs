@@ -19,6 +19,8 @@ pub(super) struct Crowd {
     pub(super) seed: u64,
     /// Stands in every address.
     pub(super) run: String,
+    /// So many of those who are accepted never come back; `None` plays nothing after the form.
+    pub(super) abandon: Option<f64>,
 }
 
 /// Somebody who signs up, call by call. A call that is not answered with `Continue` is the last,
@@ -27,6 +29,15 @@ pub(super) struct Crowd {
 pub(super) struct Person {
     pub(super) number: u64,
     pub(super) journey: Vec<Call>,
+    pub(super) afterwards: Afterwards,
+}
+
+/// What somebody does who was accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Afterwards {
+    Nothing,
+    NeverComesBack { email: String },
+    SignsIn { email: String, call: Call },
 }
 
 /// One call of the platform.
@@ -119,11 +130,21 @@ impl Crowd {
         let mut rng = StdRng::seed_from_u64(seed);
         let story = weighted(&mut rng, &STORIES);
         let writer = Writer::new(&mut rng, story, &self.run, number);
-        Person { number, journey: writer.journey(&mut rng, story) }
+        let journey = writer.journey(&mut rng, story);
+        // Dice of their own: the same people sign up, whatever the share.
+        let mut dice = StdRng::seed_from_u64(!seed);
+        let email = writer.email.clone();
+        let afterwards = match self.abandon {
+            None => Afterwards::Nothing,
+            Some(share) if dice.random_bool(share) => Afterwards::NeverComesBack { email },
+            Some(_) => Afterwards::SignsIn { email, call: writer.token(&self.run, number) },
+        };
+        Person { number, journey, afterwards }
     }
 }
 
 /// Writes the calls of one person.
+#[derive(Clone)]
 struct Writer {
     dialect: Dialect,
     account: Account,
@@ -225,6 +246,15 @@ impl Writer {
         let hang_up = Delivery::HangUp(Duration::from_micros(rng.random_range(50..3000)));
         let delivery = weighted(rng, &[(Delivery::Once, 88), (Delivery::Again, 8), (hang_up, 4)]);
         Call { step, route: self.route, body, correction, delivery }
+    }
+
+    /// The account is there, and about to get a token. Only B2C has such a call.
+    fn token(&self, run: &str, number: u64) -> Call {
+        let b2c = Self { dialect: Dialect::B2c, ..self.clone() };
+        let mut body = b2c.envelope(Step::BeforeToken);
+        body.insert("objectId".into(), format!("{run}-0000-4000-8000-{number:012x}").into());
+        let (route, delivery) = (Route::Step, Delivery::Once);
+        Call { step: Step::BeforeToken, route, body, correction: None, delivery }
     }
 
     /// What an identity provider says.

@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use vestibule_events::Step;
 
 use super::{
-    people::{Body, Call, Delivery, Person, Route, form_of},
+    outcomes::Outcomes,
+    people::{Afterwards, Body, Call, Delivery, Person, Route, form_of},
     verify::{Difference, Form, Forms},
 };
 
@@ -71,6 +72,7 @@ pub(super) struct Tally {
     pub(super) answers: BTreeMap<&'static str, u64>,
     pub(super) latencies: Vec<Duration>,
     pub(super) forms: Forms,
+    pub(super) outcomes: Outcomes,
     pub(super) differences: Vec<Difference>,
 }
 
@@ -99,6 +101,7 @@ impl Tally {
         }
         self.latencies.extend(other.latencies);
         self.forms.add(other.forms);
+        self.outcomes.add(other.outcomes);
         self.differences.extend(other.differences);
     }
 
@@ -184,6 +187,7 @@ impl Platform {
 
     /// Somebody signs up, as far as they are let.
     pub(super) async fn sign_up(&self, person: Person, tally: &mut Tally) -> anyhow::Result<()> {
+        let mut accepted = false;
         for call in person.journey {
             let answered = self.deliver(person.number, &call, &call.body, tally).await?;
             let action = match (answered, &call.correction) {
@@ -195,6 +199,17 @@ impl Platform {
             if action != Some(Action::Continue) {
                 break;
             }
+            accepted |= call.step == Step::BeforeCreate;
+        }
+        match person.afterwards {
+            Afterwards::NeverComesBack { email } if accepted => {
+                tally.outcomes.expect(person.number, &email, false);
+            }
+            Afterwards::SignsIn { email, call } if accepted => {
+                let signed_in = self.deliver(person.number, &call, &call.body, tally).await?;
+                signed_in.inspect(|_| tally.outcomes.expect(person.number, &email, true));
+            }
+            _ => {}
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use vestibule_events::{
 };
 use vestibule_store::{Effects, Store, StoreError};
 
-use super::people::form_of;
+use super::{outcomes::Outcomes, people::form_of};
 use crate::{
     config::{ChannelConfig, Config, EffectConfig, StoreTarget, WorkerConfig},
     replay, wiring,
@@ -88,6 +88,8 @@ pub(super) enum Difference {
     AgainstTheAnswer { sign_up: u64, person: Person, event: Uuid },
     /// A worker has not done, or done too often, what it is for.
     Effect { event: Uuid, person: Person, effect: &'static str, wanted: u32, found: u32 },
+    /// Somebody was not confirmed, or given up, as they came back or not; or more than once.
+    Outcome { sign_up: u64, comes_back: bool, confirmed: u32, abandoned: u32 },
     /// More or fewer changes were counted to a person than there are events for it.
     PersonChanges { person: Person, wanted: u32, found: u32 },
 }
@@ -115,6 +117,12 @@ impl fmt::Display for Difference {
                 let events = events.join(", ");
                 write!(f, "sign-up {sign_up}: one form of {person} made several events: {events}")
             }
+            Self::Outcome { sign_up, comes_back, confirmed, abandoned } => write!(
+                f,
+                "sign-up {sign_up}: {}, and was confirmed {confirmed} times and given up \
+                 {abandoned} times",
+                if *comes_back { "signed in" } else { "never came back" }
+            ),
             Self::AgainstTheAnswer { sign_up, person, event } => write!(
                 f,
                 "sign-up {sign_up}: was not accepted, and event {event} of {person} says it was"
@@ -136,7 +144,7 @@ pub(super) struct Verified {
     /// Accepted events of this run.
     pub(super) accepted_events: usize,
     /// For each configured worker, how many of them it has dealt with exactly once.
-    pub(super) acted_on: BTreeMap<&'static str, usize>,
+    pub(super) acted_on: BTreeMap<String, usize>,
     pub(super) differences: Vec<Difference>,
     /// Something to consider, where all of it looks as if we looked in the wrong place.
     pub(super) hint: Option<String>,
@@ -161,6 +169,7 @@ pub(super) struct Verifier {
     /// Where to go on reading.
     next: Start,
     seen: Vec<Seen>,
+    outcomes: Outcomes,
 }
 
 impl Verifier {
@@ -179,7 +188,20 @@ impl Verifier {
         };
         let next = Start::Time(started - CLOCK_SKEW_MAX);
         let workers = config.workers.iter().map(Acting::new).collect::<anyhow::Result<_>>()?;
-        Ok(Self { log, store, workers, place, next, seen: Vec::new() })
+        Ok(Self {
+            log,
+            store,
+            workers,
+            place,
+            next,
+            seen: Vec::new(),
+            outcomes: Outcomes::default(),
+        })
+    }
+
+    /// Looks for what is expected of those who were accepted, too.
+    pub(super) fn expecting(self, outcomes: Outcomes) -> Self {
+        Self { outcomes, ..self }
     }
 
     /// Waits until everything has been acted on, at most so long, and says what is not so.
@@ -202,7 +224,8 @@ impl Verifier {
                     progress.set_position(self.settled(&effects) as u64);
                     let settled = new == 0
                         && self.settled(&effects) == self.seen.len()
-                        && self.missing(forms) == 0;
+                        && self.missing(forms) == 0
+                        && self.outcomes.open() == 0;
                     if !settled {
                         quiet_since = None;
                     } else if self.is_quiet().await
@@ -227,6 +250,7 @@ impl Verifier {
         let effects = self.effects(&ids).await?;
         let mut verified = compare(forms, &self.seen, &effects);
         verified.acted_on = self.acted_on(&effects);
+        verified.differences.extend(self.outcomes.differences());
         if self.counts_changes() {
             verified.differences.extend(self.changes_of_people().await?);
         }
@@ -268,7 +292,7 @@ impl Verifier {
                 Ok(stored) => {
                     self.next = Start::Sequence(stored.sequence + 1);
                     if is_of_run(&stored.event, run) {
-                        self.seen.push(Seen::new(&stored.event, &self.workers));
+                        self.take_note(&stored.event);
                     }
                 }
                 // A damaged event is not one of ours: we could not tell what was answered.
@@ -277,6 +301,18 @@ impl Verifier {
             }
         }
         Ok(())
+    }
+
+    fn take_note(&mut self, event: &SignUpEvent) {
+        let seen = Seen::new(event, &self.workers);
+        // That a sign-up came to nothing is noted of it, too: handled late it grants nothing more.
+        if let (Kind::Abandoned, Some(confirmation)) = (event.kind, &event.confirmation)
+            && let Some(origin) = self.seen.iter_mut().find(|seen| seen.id == confirmation.of)
+        {
+            origin.wanted.grant_sets = origin.wanted.grant_sets.max(seen.wanted.grant_sets);
+        }
+        self.outcomes.find(event);
+        self.seen.push(seen);
     }
 
     async fn effects(&self, events: &[Uuid]) -> anyhow::Result<HashMap<Uuid, Effects>> {
@@ -305,8 +341,8 @@ impl Verifier {
     /// know.
     async fn is_quiet(&self) -> bool {
         for worker in &self.workers {
-            let backlog = self.log.backlog(worker.name).await;
-            let waits = self.store.next_retry(worker.name).await;
+            let backlog = self.log.backlog(&worker.name).await;
+            let waits = self.store.next_retry(&worker.name).await;
             if backlog.is_ok_and(|it| it.is_some_and(|it| !it.is_empty()))
                 || waits.is_ok_and(|it| it.is_some())
             {
@@ -316,7 +352,7 @@ impl Verifier {
         true
     }
 
-    fn acted_on(&self, effects: &HashMap<Uuid, Effects>) -> BTreeMap<&'static str, usize> {
+    fn acted_on(&self, effects: &HashMap<Uuid, Effects>) -> BTreeMap<String, usize> {
         let done = |worker: &Acting| {
             let is_done = |seen: &&Seen| {
                 let found = effects.get(&seen.id).copied().unwrap_or_default();
@@ -325,7 +361,7 @@ impl Verifier {
             };
             self.seen.iter().filter(is_done).count()
         };
-        self.workers.iter().map(|worker| (worker.name, done(worker))).collect()
+        self.workers.iter().map(|worker| (worker.name.clone(), done(worker))).collect()
     }
 
     fn counts_changes(&self) -> bool {
@@ -385,7 +421,7 @@ impl Seen {
 /// A worker, as far as it matters what it should do.
 #[derive(Debug)]
 struct Acting {
-    name: &'static str,
+    name: String,
     filter: Filter,
     does: Does,
 }
@@ -405,7 +441,15 @@ impl Acting {
         let does = match &worker.effect {
             EffectConfig::Database => Does::Record,
             EffectConfig::Permissions(_) => Does::Grant,
-            EffectConfig::Approvals(_) | EffectConfig::Accounts(_) => Does::Other,
+            EffectConfig::Approvals(_)
+            | EffectConfig::Accounts(_)
+            | EffectConfig::Confirm(_)
+            | EffectConfig::Statements(_)
+            | EffectConfig::Subscriber(_) => Does::Other,
+            // How many devices people have, and how many hold a role, is not known here.
+            EffectConfig::Notify(channels) if !channels.iter().all(ChannelConfig::tells_once) => {
+                Does::Other
+            }
             EffectConfig::Notify(channels) => {
                 // Nothing is sent from here, so the secrets stay where they are.
                 let filter = |channel: &ChannelConfig| {
@@ -414,7 +458,7 @@ impl Acting {
                 Does::Notify(channels.iter().map(filter).collect::<anyhow::Result<_>>()?)
             }
         };
-        Ok(Self { name: worker.name(), filter: worker.settings.filter.clone(), does })
+        Ok(Self { name: worker.name().to_owned(), filter: worker.settings.filter.clone(), does })
     }
 
     const fn parts(&self) -> &'static [(&'static str, Part)] {
@@ -438,6 +482,11 @@ fn wanted(event: &SignUpEvent, workers: &[Acting]) -> Effects {
             Does::Record => {
                 wanted.sign_ups = 1;
                 wanted.person_changes = 1;
+            }
+            // A sign-up that came to nothing takes roles away; a request that nobody decided about has
+            // granted none.
+            Does::Grant if event.kind == Kind::Abandoned => {
+                wanted.grant_sets = u32::from(event.confirmation.is_some());
             }
             Does::Grant => wanted.grant_sets = 1,
             Does::Other => {}

@@ -7,8 +7,8 @@ use reqwest::{Response, StatusCode, header::HeaderMap};
 use serde::Deserialize;
 use time::OffsetDateTime;
 
-use super::{Call, token::TokenError};
-use crate::{Cause, HandleError, http};
+use super::Call;
+use crate::{Cause, HandleError, http, token::TokenError};
 
 /// An error is short; more of it is not read.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
@@ -60,6 +60,8 @@ pub(crate) struct Told {
     /// The properties that are at fault.
     properties: Vec<String>,
     conflict: bool,
+    /// What the call refers to is not there; it may not be to be seen yet.
+    missing: bool,
 }
 
 impl fmt::Display for Told {
@@ -123,7 +125,7 @@ impl From<GraphError> for HandleError {
                 return Self::retry(Cause::NotPermitted, source);
             }
             // The collections are always there, so it is our address that is wrong.
-            Problem::NotFound if error.call != Call::UpdateUser => {
+            Problem::NotFound if error.call.is_of_collection() => {
                 let source = anyhow!("{error}: see `graph_url`; the event is tried again");
                 return Self::retry(Cause::Unavailable, source);
             }
@@ -164,6 +166,7 @@ fn problem(status: StatusCode, headers: &HeaderMap, told: Told, now: OffsetDateT
         StatusCode::NOT_FOUND => Problem::NotFound,
         StatusCode::CONFLICT => Problem::Conflict(told),
         StatusCode::BAD_REQUEST if told.conflict => Problem::Conflict(told),
+        StatusCode::BAD_REQUEST if told.missing => Problem::NotFound,
         StatusCode::BAD_REQUEST => Problem::Invalid(told),
         _ => Problem::Refused { status, told },
     }
@@ -210,8 +213,9 @@ fn told(body: &[u8]) -> Told {
     let conflict = error.details.iter().any(|it| it.code.contains("Conflict"))
         || words.contains("already exist")
         || words.contains("conflicting object");
+    let missing = words.contains("being referenced do not exist");
     let code: String = error.code.chars().filter(|c| is_name(*c)).take(60).collect();
-    Told { code, properties, conflict }
+    Told { code, properties, conflict, missing }
 }
 
 fn is_name(c: char) -> bool {

@@ -1,14 +1,14 @@
-//! A client for Microsoft Graph: find, create, invite and update users.
+//! A client for Microsoft Graph: find, create, invite and update users; give and take what they may.
 //!
 //! Every call is bounded in time and in what is read of its answer, follows no redirect, and fails
 //! with a [`GraphError`] that says whether it may go through later and, where somebody must act,
 //! what to mend. Errors quote nothing that Graph says in words: it repeats people's data. Whether a
 //! call may be made twice is left to the caller.
 
+mod access;
 mod failure;
 #[cfg(test)]
 mod tests;
-mod token;
 
 use std::{fmt, time::Duration};
 
@@ -21,8 +21,11 @@ use time::OffsetDateTime;
 use vestibule_events::Identity;
 
 pub(crate) use self::failure::{GraphError, Problem};
-use self::token::{Token, Tokens};
-use crate::{SettingError, http};
+
+use crate::{
+    SettingError, http,
+    token::{Token, Tokens},
+};
 
 /// A user with everything is some kilobytes; a page of them may be more.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
@@ -120,7 +123,12 @@ impl Graph {
         let http = http::client(settings.timeout);
         let http = http.map_err(|_| complain("graph_url", "no HTTPS client on this machine")).ok();
         let (http, base, token_url) = (http?, base?, token_url?);
-        let tokens = Tokens::new(http.clone(), token_url, settings);
+        let form = [
+            ("client_id", settings.client_id.as_str()),
+            ("client_secret", settings.client_secret.expose_secret()),
+            ("scope", settings.scope.as_str()),
+        ];
+        let tokens = Tokens::new(http.clone(), token_url, &form);
         Some(Self { http, base, tokens })
     }
 
@@ -215,7 +223,16 @@ impl Graph {
         call: Call,
         answer: Response,
     ) -> Result<T, GraphError> {
-        let body = http::body(answer, ANSWER_BYTES_MAX).await;
+        self.read_at_most(call, answer, ANSWER_BYTES_MAX).await
+    }
+
+    async fn read_at_most<T: DeserializeOwned>(
+        &self,
+        call: Call,
+        answer: Response,
+        bytes_max: usize,
+    ) -> Result<T, GraphError> {
+        let body = http::body(answer, bytes_max).await;
         // What serde says quotes the answer.
         let read = body.and_then(|body| serde_json::from_slice(&body).ok());
         read.ok_or_else(|| call.failed(Problem::Unreadable))
@@ -229,15 +246,27 @@ pub(crate) enum Call {
     CreateUser,
     Invite,
     UpdateUser,
+    AddMember,
+    RemoveMember,
+    ReadMembers,
+    AssignRole,
+    RemoveAssignment,
+    ReadAssignments,
 }
 
 impl Call {
     const fn method(self) -> Method {
         match self {
-            Self::FindUser => Method::GET,
-            Self::CreateUser | Self::Invite => Method::POST,
+            Self::FindUser | Self::ReadMembers | Self::ReadAssignments => Method::GET,
+            Self::CreateUser | Self::Invite | Self::AddMember | Self::AssignRole => Method::POST,
             Self::UpdateUser => Method::PATCH,
+            Self::RemoveMember | Self::RemoveAssignment => Method::DELETE,
         }
+    }
+
+    /// Whether it names nothing that may be missing.
+    const fn is_of_collection(self) -> bool {
+        matches!(self, Self::FindUser | Self::CreateUser | Self::Invite)
     }
 
     /// What did not work, after "could not".
@@ -247,6 +276,12 @@ impl Call {
             Self::CreateUser => "create the account",
             Self::Invite => "invite the person",
             Self::UpdateUser => "write the attributes of the account",
+            Self::AddMember => "add the account to the group",
+            Self::RemoveMember => "take the account out of the group",
+            Self::ReadMembers => "read the members of the group",
+            Self::AssignRole => "assign the app role to the account",
+            Self::RemoveAssignment => "take the app role from the account",
+            Self::ReadAssignments => "read who has the app role",
         }
     }
 
@@ -256,6 +291,10 @@ impl Call {
             Self::FindUser => "User.Read.All",
             Self::CreateUser | Self::UpdateUser => "User.ReadWrite.All",
             Self::Invite => "User.Invite.All",
+            Self::AddMember | Self::RemoveMember => "GroupMember.ReadWrite.All",
+            Self::ReadMembers => "GroupMember.Read.All",
+            Self::AssignRole | Self::RemoveAssignment => "AppRoleAssignment.ReadWrite.All",
+            Self::ReadAssignments => "Application.Read.All",
         }
     }
 

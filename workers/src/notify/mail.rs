@@ -20,9 +20,13 @@ use lettre::{
 };
 use reqwest::Url;
 use secrecy::ExposeSecret;
-use vestibule_events::SignUpEvent;
+use vestibule_events::{Email, SignUpEvent};
 
-use super::{Fault, MailLogin, MailTls, Recipient, template::Message};
+use super::{
+    channels::Fault,
+    settings::{MailLogin, MailTls, Recipient},
+    template::Message,
+};
 use crate::{Cause, HandleError};
 
 /// For each step of the conversation; the attempt as a whole is bounded by the runtime.
@@ -45,8 +49,10 @@ pub(super) struct Mail {
     to: To,
 }
 
-enum To {
+#[derive(Clone)]
+pub(super) enum To {
     Person,
+    Role(String),
     Fixed(Vec<Mailbox>),
 }
 
@@ -76,6 +82,7 @@ impl Mail {
         let from = mailbox("from", from, faults);
         let to = match to {
             Recipient::Person => Some(To::Person),
+            Recipient::Role(role) => Some(To::Role(role.clone())),
             Recipient::Fixed(addresses) => {
                 if addresses.is_empty() {
                     faults.push(("to", "needs at least one address".to_owned()));
@@ -89,32 +96,23 @@ impl Mail {
         Some(Self { transport: transport?, from: from?, to: to? })
     }
 
-    /// Addresses a message; `None` where the event has no address to send to.
+    pub(super) const fn recipients(&self) -> &To {
+        &self.to
+    }
+
+    /// Addresses a message. `row` is the name under which it is noted that it was sent.
     ///
-    /// The message id is made from event and channel, so that a mail that is sent twice, because
-    /// the first answer was lost, can be told from a second mail.
+    /// The message id is made from event and row, so that a mail that is sent twice, because the
+    /// first answer was lost, can be told from a second mail.
     pub(super) fn to(
         &self,
+        to: Vec<Mailbox>,
         event: &SignUpEvent,
-        channel: &str,
+        row: &str,
         message: &Message,
-    ) -> Result<Option<Addressed<'_>>, HandleError> {
-        let to = match &self.to {
-            To::Fixed(boxes) => boxes.clone(),
-            To::Person => {
-                let Some(email) = &event.sign_up.email else {
-                    return Ok(None);
-                };
-                // An address is parsed, never pasted: it was typed by whoever signs up.
-                let address: Address = email.expose().trim().parse().map_err(|_| {
-                    let source = anyhow!("the person's address is none that mail can go to");
-                    HandleError::park(Cause::InvalidRecipient, source)
-                })?;
-                vec![Mailbox::new(None, address)]
-            }
-        };
+    ) -> Result<Addressed<'_>, HandleError> {
         let beyond_ascii = to.iter().any(|it| !it.email.to_string().is_ascii());
-        let id = format!("<{}.{channel}@{}>", event.id, self.from.email.domain());
+        let id = format!("<{}.{row}@{}>", event.id, self.from.email.domain());
         let automatic = HeaderName::new_from_ascii_str("Auto-Submitted");
         let draft = Letter::builder()
             .from(self.from.clone())
@@ -131,8 +129,17 @@ impl Mail {
                 let source = anyhow!("the message cannot be written as a mail");
                 HandleError::park(Cause::InvalidRecipient, source)
             })?;
-        Ok(Some(Addressed { transport: &self.transport, letter, beyond_ascii }))
+        Ok(Addressed { transport: &self.transport, letter, beyond_ascii })
     }
+}
+
+/// An address is parsed, never pasted: it was typed by whoever signs up.
+pub(super) fn person(email: &Email) -> Result<Mailbox, HandleError> {
+    let address: Address = email.expose().trim().parse().map_err(|_| {
+        let source = anyhow!("the person's address is none that mail can go to");
+        HandleError::park(Cause::InvalidRecipient, source)
+    })?;
+    Ok(Mailbox::new(None, address))
 }
 
 impl Addressed<'_> {

@@ -1,55 +1,70 @@
 //! Tells somebody: templates rendered with the event, sent over channels.
 //!
-//! Each channel keeps its own state, so that one which fails does not make the others send again.
-//! A message goes out under a stable key (`Idempotency-Key`, `Message-ID`): if we die between
-//! sending and taking note, the provider can tell the second one from a new one. The channel
-//! `record` keeps the message in the store and sends nothing. Approvers are told once of each
-//! request: what a person tries again while theirs is open is told to nobody.
+//! Each channel keeps its own state, and within it each device and each holder of a role, so that
+//! one which fails does not make the others send again. A message goes out under a stable key
+//! (`Idempotency-Key`, `Message-ID`, a topic or an id to collapse by): if we die between sending and
+//! taking note, the provider can tell the second one from a new one. The channel `record` keeps the
+//! message in the store and sends nothing. Approvers are told once of each request: what a person
+//! tries again while theirs is open is told to nobody.
 
+mod channels;
 mod mail;
+mod ntfy;
+mod preview;
+mod push;
+mod settings;
+mod stable;
 mod template;
 #[cfg(test)]
 mod tests;
 mod webhook;
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use secrecy::SecretString;
+use lettre::message::Mailbox;
 use time::OffsetDateTime;
 use tokio::time::sleep;
-use vestibule_events::{ApprovalLinks, ConnectorName, Effect, Filter, Kind, SignUpEvent};
-use vestibule_store::{Begun, Store, StoreError};
+use vestibule_events::{Effect, Filter, Kind, Person, SignUpEvent};
+use vestibule_store::{Begun, Device, RoleHolder, Store, StoreError};
 
-use self::{
-    mail::Mail,
-    template::{Message, Templates},
-    webhook::Webhook,
+pub use self::{
+    channels::Complaint,
+    preview::{Preview, PreviewText},
+    settings::{
+        ApnsSettings, ApprovalPages, ChannelKind, ChannelSettings, FcmSettings, LocaleSettings,
+        MailLogin, MailTls, NotifySettings, NtfyPriority, NtfySettings, Recipient, Urgency,
+        WebPushSettings, WebhookFormat,
+    },
 };
-use crate::{ApprovalsSettings, Cause, HandleError, SettingError, Task, Worker, http};
+use self::{
+    channels::{Channel, Secrets, Way, channels},
+    mail::{Mail, To},
+    push::{Push, Pushed},
+    template::Message,
+};
+use crate::{Cause, HandleError, Task, Worker};
+
+/// A role that more people have is told to so many of them; that is what a mailing list is for.
+const ROLE_HOLDERS_MAX: u32 = 500;
+
+/// Of more devices than anybody carries, the newest are told.
+const DEVICES_MAX: u32 = 20;
+
+/// So many devices, or holders of a role, are told at a time.
+const AT_A_TIME: usize = 8;
+
+/// How long an answer is waited for: shorter than an attempt, so that a slow provider is told from a
+/// stuck worker.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The worker `notify`.
 #[derive(Debug)]
 pub struct Notify {
     channels: Vec<Channel>,
     store: Store,
-}
-
-#[derive(Debug)]
-struct Channel {
-    name: String,
-    filter: Filter,
-    templates: Templates,
-    way: Way,
-}
-
-#[derive(Debug)]
-enum Way {
-    Record,
-    Webhook(Webhook),
-    Mail(Mail),
 }
 
 impl Notify {
@@ -76,12 +91,13 @@ impl Notify {
 
     /// Compiles templates and addresses, with all complaints at once.
     pub fn new(settings: NotifySettings, store: Store) -> Result<Self, Vec<Complaint>> {
-        Ok(Self { channels: channels(settings)?, store })
+        Ok(Self { channels: channels(settings, Secrets::Real)?, store })
     }
 
-    /// What `new` would complain about. Secrets may be stand-ins of the right shape.
+    /// What `new` would complain about. Secrets may be stand-ins: an HTTPS URL is one for all of
+    /// them, and the keys of push services are not looked into.
     pub fn check(settings: &NotifySettings) -> Result<(), Vec<Complaint>> {
-        channels(settings.clone()).map(drop)
+        channels(settings.clone(), Secrets::StandIns).map(drop)
     }
 
     /// One channel: render, begin, send, finish. What was sent before is not sent again.
@@ -90,49 +106,182 @@ impl Notify {
             .templates
             .render(event)
             .map_err(|failed| HandleError::park(Cause::InvalidTemplate, failed))?;
-        let now = OffsetDateTime::now_utc();
         let name = channel.name.as_str();
         match &channel.way {
             Way::Record => {
                 let Message { subject, body } = &message;
+                let now = OffsetDateTime::now_utc();
                 self.store.record_notification(Self::NAME, event, name, subject, body, now).await?;
+                Ok(())
             }
             Way::Webhook(webhook) => {
-                let begun = self.store.begin_notification(Self::NAME, event, name, now).await?;
-                if let Begun::Send { idempotency_key } = begun {
-                    webhook.send(&message, event, name, &idempotency_key).await?;
-                    self.finish(event, name).await?;
+                if let Some(key) = self.begin(event, name).await? {
+                    webhook.send(&message, event, name, &key).await?;
+                    self.finish(event, name, None).await?;
                 }
+                Ok(())
             }
-            Way::Mail(mail) => {
-                // Without an address there is nobody to tell, and nothing to retry or to mend.
-                let Some(mail) = mail.to(event, name, &message)? else {
-                    return Ok(());
-                };
-                let begun = self.store.begin_notification(Self::NAME, event, name, now).await?;
-                if let Begun::Send { .. } = begun {
-                    mail.send().await?;
-                    self.finish(event, name).await?;
+            Way::Ntfy(ntfy) => {
+                if let Some(key) = self.begin(event, name).await? {
+                    ntfy.send(&message, &key).await?;
+                    self.finish(event, name, None).await?;
                 }
+                Ok(())
+            }
+            Way::Mail(mail) => self.write(mail, name, event, &message).await,
+            Way::Push(push) => self.push(push, name, event, &message).await,
+        }
+    }
+
+    /// Mail, to everybody whom a channel is for; to each holder of a role one of their own.
+    async fn write(
+        &self,
+        mail: &Mail,
+        channel: &str,
+        event: &SignUpEvent,
+        message: &Message,
+    ) -> Result<(), HandleError> {
+        match mail.recipients() {
+            To::Fixed(boxes) => {
+                self.write_to(mail, Ok(boxes.clone()), channel, event, message).await
+            }
+            To::Person => {
+                // Without an address there is nobody to tell, and nothing to retry or to mend.
+                let Some(email) = &event.sign_up.email else { return Ok(()) };
+                let to = mail::person(email).map(|it| vec![it]);
+                self.write_to(mail, to, channel, event, message).await
+            }
+            To::Role(role) => {
+                let mut outcome = Ok(());
+                for some in self.holders(role, event).await?.chunks(AT_A_TIME) {
+                    let outcomes = join_all(some.iter().map(async |holder| {
+                        let Some(email) = &holder.email else { return Ok(()) };
+                        let to = mail::person(email).map(|it| vec![it]);
+                        let row = format!("{channel}.{}", holder.person);
+                        self.write_to(mail, to, &row, event, message).await
+                    }));
+                    outcome = outcomes.await.into_iter().fold(outcome, worst);
+                }
+                outcome
+            }
+        }
+    }
+
+    async fn write_to(
+        &self,
+        mail: &Mail,
+        to: Result<Vec<Mailbox>, HandleError>,
+        row: &str,
+        event: &SignUpEvent,
+        message: &Message,
+    ) -> Result<(), HandleError> {
+        let letter = mail.to(to?, event, row, message)?;
+        if self.begin(event, row).await?.is_some() {
+            letter.send().await?;
+            self.finish(event, row, None).await?;
+        }
+        Ok(())
+    }
+
+    /// A push message, to every device of everybody whom a channel is for. Without a device there is
+    /// nobody to tell.
+    async fn push(
+        &self,
+        push: &Push,
+        channel: &str,
+        event: &SignUpEvent,
+        message: &Message,
+    ) -> Result<(), HandleError> {
+        let people: Vec<Person> = match push.role() {
+            None => vec![event.person.clone()],
+            Some(role) => {
+                self.holders(role, event).await?.into_iter().map(|it| it.person).collect()
+            }
+        };
+        let mut outcome = Ok(());
+        for person in &people {
+            let devices = self.store.reachable_devices(person, push.kind(), DEVICES_MAX).await?;
+            for some in devices.chunks(AT_A_TIME) {
+                let outcomes =
+                    join_all(some.iter().map(async |device| {
+                        self.push_to(push, device, channel, event, message).await
+                    }));
+                outcome = outcomes.await.into_iter().fold(outcome, worst);
+            }
+        }
+        outcome
+    }
+
+    async fn push_to(
+        &self,
+        push: &Push,
+        device: &Device,
+        channel: &str,
+        event: &SignUpEvent,
+        message: &Message,
+    ) -> Result<(), HandleError> {
+        let row = format!("{channel}.{}", device.id);
+        let Some(key) = self.begin(event, &row).await? else { return Ok(()) };
+        let now = OffsetDateTime::now_utc();
+        match push.send(&device.address, message, event, &key, now).await? {
+            Pushed::Sent { id } => {
+                self.finish(event, &row, id.as_deref()).await?;
+                self.store.device_used(device.id, now).await?;
+            }
+            Pushed::Gone { reason } => {
+                self.store.remove_device(device.id, reason, now).await?;
+                self.store.forget_notification(Self::NAME, event.id, &row).await?;
+                tracing::info!(device = %device.id, reason, "a device is gone and was removed");
             }
         }
         Ok(())
     }
 
+    /// Everybody with a role, but for whoever signs up: nobody decides about themselves.
+    async fn holders(
+        &self,
+        role: &str,
+        event: &SignUpEvent,
+    ) -> Result<Vec<RoleHolder>, StoreError> {
+        let now = OffsetDateTime::now_utc();
+        let mut holders = self.store.role_holders(role, now, ROLE_HOLDERS_MAX).await?;
+        holders.retain(|it| it.person != event.person);
+        Ok(holders)
+    }
+
+    /// The key to send under, or `None` if it was sent before.
+    async fn begin(&self, event: &SignUpEvent, row: &str) -> Result<Option<String>, StoreError> {
+        let now = OffsetDateTime::now_utc();
+        Ok(match self.store.begin_notification(Self::NAME, event, row, now).await? {
+            Begun::Send { idempotency_key } => Some(idempotency_key),
+            Begun::SentBefore => None,
+        })
+    }
+
     /// Notes that a message is out. Insists a little: if the note fails, the message goes out again.
-    async fn finish(&self, event: &SignUpEvent, channel: &str) -> Result<(), StoreError> {
+    async fn finish(
+        &self,
+        event: &SignUpEvent,
+        row: &str,
+        provider_id: Option<&str>,
+    ) -> Result<(), StoreError> {
         for pause in [50, 200, 1000].map(Duration::from_millis) {
-            match self.finish_once(event, channel).await {
+            match self.finish_once(event, row, provider_id).await {
                 Err(StoreError::Unavailable(_)) => sleep(pause).await,
                 other => return other,
             }
         }
-        self.finish_once(event, channel).await
+        self.finish_once(event, row, provider_id).await
     }
 
-    async fn finish_once(&self, event: &SignUpEvent, channel: &str) -> Result<(), StoreError> {
+    async fn finish_once(
+        &self,
+        event: &SignUpEvent,
+        row: &str,
+        provider_id: Option<&str>,
+    ) -> Result<(), StoreError> {
         let now = OffsetDateTime::now_utc();
-        self.store.finish_notification(Self::NAME, event.id, channel, None, now).await.map(drop)
+        self.store.finish_notification(Self::NAME, event.id, row, provider_id, now).await.map(drop)
     }
 }
 
@@ -158,7 +307,12 @@ impl Worker for Notify {
     }
 
     fn has_one_target(&self) -> bool {
-        self.channels.len() < 2
+        match self.channels.as_slice() {
+            [] => true,
+            [Channel { way: Way::Push(push), .. }] => push.has_one_target(),
+            [_] => true,
+            _ => false,
+        }
     }
 }
 
@@ -204,215 +358,4 @@ fn worst(one: Result<(), HandleError>, other: Result<(), HandleError>) -> Result
             Err(Park { source: both(source, other), cause })
         }
     }
-}
-
-/// Why a channel cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Complaint {
-    /// Which channel, from 0.
-    pub index: usize,
-    pub channel: String,
-    /// The setting that is at fault: `name`, `subject`, `body`, `url`, `headers`, `server`,
-    /// `login`, `from` or `to`.
-    pub key: &'static str,
-    pub message: String,
-}
-
-impl fmt::Display for Complaint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "channel `{}`: {}: {}", self.channel, self.key, self.message)
-    }
-}
-
-impl std::error::Error for Complaint {}
-
-/// A setting and what is wrong with it.
-type Fault = (&'static str, String);
-
-fn channels(settings: NotifySettings) -> Result<Vec<Channel>, Vec<Complaint>> {
-    let mut complaints = Vec::new();
-    let mut names = std::collections::HashSet::new();
-    let mut channels = Vec::new();
-    let pages = settings.approvals.as_ref();
-    for (index, settings) in settings.channels.into_iter().enumerate() {
-        let name = settings.name.clone();
-        let mut faults = Vec::new();
-        // The name goes into header fields and file names of mail, so it is kept plain.
-        if name.parse::<ConnectorName>().is_err() {
-            let rule = "must be lower-case letters, digits and hyphens, a letter first";
-            faults.push(("name", rule.to_owned()));
-        } else if !names.insert(name.clone()) {
-            faults.push(("name", "there is another channel of this name".to_owned()));
-        }
-        channels.extend(channel(settings, pages, &mut faults));
-        complaints.extend(faults.into_iter().map(|(key, message)| Complaint {
-            index,
-            channel: name.clone(),
-            key,
-            message,
-        }));
-    }
-    if complaints.is_empty() { Ok(channels) } else { Err(complaints) }
-}
-
-fn channel(
-    settings: ChannelSettings,
-    pages: Option<&ApprovalPages>,
-    faults: &mut Vec<Fault>,
-) -> Option<Channel> {
-    let ChannelSettings { name, filter, subject, body, kind } = settings;
-    // Whoever has the link decides, so it never goes to the one whom the decision is about.
-    let is_for_person = matches!(&kind, ChannelKind::Mail { to: Recipient::Person, .. });
-    let pages = pages.map(|it| if is_for_person { it.without_links() } else { it.clone() });
-    let templates = Templates::compile(subject, body, pages.as_ref(), faults);
-    let way = match kind {
-        ChannelKind::Record => Some(Way::Record),
-        ChannelKind::Webhook { url, format, headers } => {
-            Webhook::new(&url, format, &headers, faults).map(Way::Webhook)
-        }
-        ChannelKind::Mail { server, login, from, to, tls } => {
-            Mail::new(&server, login.as_ref(), &from, &to, tls, faults).map(Way::Mail)
-        }
-    };
-    Some(Channel { name, filter, templates: templates?, way: way? })
-}
-
-/// Where notifications go.
-#[derive(Clone, Debug, Default)]
-pub struct NotifySettings {
-    pub channels: Vec<ChannelSettings>,
-    /// `None` where nobody has said; then no message can hold a link.
-    pub approvals: Option<ApprovalPages>,
-}
-
-/// Where approvers decide requests, for the links in messages.
-#[derive(Clone, Debug)]
-pub struct ApprovalPages {
-    base_url: String,
-    /// `None` where messages may say until when somebody decides, and not where.
-    links: Option<ApprovalLinks>,
-    requests: ApprovalsSettings,
-}
-
-impl ApprovalPages {
-    /// `base_url` is what approvers' browsers call, without `/approvals`. `requests` must be those
-    /// of the worker `approvals`: a link ends with its request.
-    pub fn new(
-        base_url: &str,
-        links: ApprovalLinks,
-        requests: ApprovalsSettings,
-    ) -> Result<Self, SettingError> {
-        let base_url = base_url.trim_end_matches('/').to_owned();
-        match http::address(&base_url) {
-            Ok(()) => Ok(Self { base_url, links: Some(links), requests }),
-            Err(message) => Err(SettingError { key: "base_url", message: message.to_owned() }),
-        }
-    }
-
-    /// The right to decide this request, so it goes to approvers and nowhere else.
-    fn link(&self, event: &SignUpEvent) -> Option<String> {
-        let token = self.links.as_ref()?.token(event.id, self.expires_at(event));
-        Some(format!("{}/approvals/{token}", self.base_url))
-    }
-
-    /// For messages to others, whom it still tells until when somebody decides.
-    fn without_links(&self) -> Self {
-        Self { links: None, ..self.clone() }
-    }
-
-    fn expires_at(&self, event: &SignUpEvent) -> OffsetDateTime {
-        self.requests.expires_at(event.time)
-    }
-
-    #[cfg(test)]
-    fn sample() -> Self {
-        let links = ApprovalLinks::new(&vestibule_events::PseudonymKey::new(vec![1; 32]));
-        let requests = ApprovalsSettings { expires_after: Duration::from_secs(3600) };
-        Self::new("https://sign-up.example.com/", links, requests).unwrap()
-    }
-}
-
-/// One way of telling somebody.
-#[derive(Clone, Debug)]
-pub struct ChannelSettings {
-    /// Part of the idempotency key: renaming a channel makes it a new one.
-    pub name: String,
-    /// Which of the worker's events; empty means all of them.
-    pub filter: Filter,
-    /// A minijinja template; one line.
-    pub subject: String,
-    /// A minijinja template.
-    pub body: String,
-    pub kind: ChannelKind,
-}
-
-/// How a channel sends.
-#[derive(Clone, Debug)]
-pub enum ChannelKind {
-    /// Kept in the store, sent nowhere.
-    Record,
-    Webhook {
-        /// Incoming webhooks carry their secret in the URL.
-        url: SecretString,
-        format: WebhookFormat,
-        /// Sent with every message, such as `Authorization`.
-        headers: Vec<(String, SecretString)>,
-    },
-    Mail {
-        /// `smtp://host:25` or `smtps://host:465` (TLS from the first byte).
-        server: String,
-        login: Option<MailLogin>,
-        /// `Name <address>` or an address.
-        from: String,
-        to: Recipient,
-        /// For `smtp://`; `smtps://` is always encrypted.
-        tls: MailTls,
-    },
-}
-
-/// The shape of a webhook's body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WebhookFormat {
-    /// An Adaptive Card, as Teams workflows take it.
-    Teams,
-    /// Blocks of plain text.
-    Slack,
-    /// A CloudEvent with the rendered texts.
-    Json,
-}
-
-/// Who a mail goes to.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Recipient {
-    /// Whoever signs up. Without an address nothing is sent.
-    Person,
-    Fixed(Vec<String>),
-}
-
-/// Addresses are personal data, even those of a team.
-impl fmt::Debug for Recipient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Person => f.write_str("Person"),
-            Self::Fixed(addresses) => write!(f, "Fixed({} addresses)", addresses.len()),
-        }
-    }
-}
-
-/// Name and password for the mail server.
-#[derive(Clone, Debug)]
-pub struct MailLogin {
-    pub user: String,
-    pub password: SecretString,
-}
-
-/// Whether a mail may travel in the clear.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MailTls {
-    /// Never.
-    Required,
-    /// Only if the server offers no TLS.
-    Opportunistic,
-    /// Always: a relay on the same machine.
-    None,
 }

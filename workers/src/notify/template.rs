@@ -8,13 +8,17 @@
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, value::Serde};
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
-use vestibule_events::{Kind, SignUpEvent, expression};
+use vestibule_events::{Kind, SignUpEvent, expression, for_languages, normal_language};
 
-use super::{ApprovalPages, Fault};
+use super::{
+    channels::Fault,
+    settings::{ApprovalPages, ChannelSettings, LocaleSettings},
+};
 use crate::claims::{SignUpView, sample};
 
 const SUBJECT: &str = "subject";
 const BODY: &str = "body";
+const LOCALES: &str = "locales";
 const VARIABLES: [&str; 4] = ["event", "signup", "decision", "approval"];
 
 /// The one member that we cannot make without knowing where approvers decide.
@@ -26,10 +30,11 @@ const SUBJECT_CHARS_MAX: usize = 200;
 /// What Teams takes, with room for the card around it. Claims may be long; messages are not.
 const BODY_CHARS_MAX: usize = 16 * 1024;
 
-/// A subject and a body that can be rendered.
+/// A subject and a body that can be rendered, in one or more languages.
 #[derive(Debug)]
 pub(super) struct Templates {
-    environment: Environment<'static>,
+    /// The language of the channel itself is the first.
+    languages: Vec<(String, Environment<'static>)>,
     pages: Option<ApprovalPages>,
 }
 
@@ -51,37 +56,82 @@ pub(super) struct RenderFailed {
 
 impl Templates {
     pub(super) fn compile(
-        subject: String,
-        body: String,
-        pages: Option<&ApprovalPages>,
+        settings: &ChannelSettings,
+        pages: Option<ApprovalPages>,
         faults: &mut Vec<Fault>,
     ) -> Option<Self> {
-        let mut environment = Environment::new();
-        // With `debug`, errors would quote the variables around them: personal data.
-        environment.set_debug(false);
-        environment.set_undefined_behavior(UndefinedBehavior::Chainable);
-        // Messages are plain text; each format sees to its own quoting.
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        let mut languages: Vec<(String, Environment<'static>)> = Vec::new();
         let before = faults.len();
-        for (name, source) in [(SUBJECT, subject), (BODY, body)] {
-            if let Err(error) = environment.add_template_owned(name, source) {
-                faults.push((name, in_words(&error)));
-            } else if let Err(fault) = try_out(&environment, name, pages) {
-                faults.push((name, fault));
-            }
+        let ChannelSettings { subject, body, language, locales, .. } = settings;
+        if let Some(environment) = compile(subject, body, pages.as_ref(), faults) {
+            languages.push((normal_language(language), environment));
         }
-        (faults.len() == before).then(|| Self { environment, pages: pages.cloned() })
+        for LocaleSettings { language, subject, body } in locales {
+            let mut wrong = Vec::new();
+            let tag = normal_language(language);
+            if languages.iter().any(|(it, _)| *it == tag) {
+                wrong.push(("language", "is there already".to_owned()));
+            }
+            let compiled = compile(subject, body, pages.as_ref(), &mut wrong);
+            languages.extend(compiled.map(|it| (tag, it)));
+            let told = |(key, fault)| (LOCALES, format!("`{language}`: {key}: {fault}"));
+            faults.extend(wrong.into_iter().map(told));
+        }
+        (faults.len() == before).then_some(Self { languages, pages })
     }
 
+    /// In the language that the sign-up asks for, or else in the channel's own.
     pub(super) fn render(&self, event: &SignUpEvent) -> Result<Message, RenderFailed> {
+        self.render_in(self.language_for(event), event)
+    }
+
+    /// Which of the languages, from 0, a sign-up is addressed in.
+    pub(super) fn language_for(&self, event: &SignUpEvent) -> usize {
+        let position = |tag: &str| self.languages.iter().position(|(it, _)| it == tag);
+        for_languages(event.sign_up.locale.as_deref(), position).unwrap_or_default()
+    }
+
+    pub(super) fn languages(&self) -> impl Iterator<Item = &str> {
+        self.languages.iter().map(|(language, _)| language.as_str())
+    }
+
+    pub(super) fn render_in(
+        &self,
+        language: usize,
+        event: &SignUpEvent,
+    ) -> Result<Message, RenderFailed> {
         let view = View::of(event, self.pages.as_ref());
-        let subject = render(&self.environment, SUBJECT, &view)?;
-        let body = render(&self.environment, BODY, &view)?;
+        let (_, environment) = &self.languages[language];
+        let subject = render(environment, SUBJECT, &view)?;
+        let body = render(environment, BODY, &view)?;
         Ok(Message {
             subject: one_line(&subject, event),
             body: clip(body.trim_end(), BODY_CHARS_MAX),
         })
     }
+}
+
+fn compile(
+    subject: &str,
+    body: &str,
+    pages: Option<&ApprovalPages>,
+    faults: &mut Vec<Fault>,
+) -> Option<Environment<'static>> {
+    let mut environment = Environment::new();
+    // With `debug`, errors would quote the variables around them: personal data.
+    environment.set_debug(false);
+    environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+    // Messages are plain text; each format sees to its own quoting.
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    let before = faults.len();
+    for (name, source) in [(SUBJECT, subject), (BODY, body)] {
+        if let Err(error) = environment.add_template_owned(name, source.to_owned()) {
+            faults.push((name, in_words(&error)));
+        } else if let Err(fault) = try_out(&environment, name, pages) {
+            faults.push((name, fault));
+        }
+    }
+    (faults.len() == before).then_some(environment)
 }
 
 fn render(
@@ -106,7 +156,7 @@ fn try_out(
     let template = environment.get_template(name).map_err(|error| in_words(&error))?;
     let globals: Vec<_> = environment.globals().map(|(name, _)| name.to_owned()).collect();
     let mentioned = template.undeclared_variables(true);
-    if pages.is_none_or(|it| it.links.is_none()) && mentioned.iter().any(|path| path == LINK) {
+    if pages.is_none_or(|it| !it.has_links()) && mentioned.iter().any(|path| path == LINK) {
         return Err(format!(
             "`{LINK}` needs `approvals.link_base`, the address under which approvers decide, and \
              never goes to the person who waits"
@@ -166,6 +216,28 @@ pub(super) fn clip(text: &str, chars_max: usize) -> String {
         None => text.to_owned(),
         Some(_) => text.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect(),
     }
+}
+
+/// The first `bytes_max` bytes, or somewhat less, with a sign that there was more.
+pub(super) fn clip_bytes(text: &str, bytes_max: usize) -> String {
+    const MORE: &str = "…";
+    if text.len() <= bytes_max {
+        return text.to_owned();
+    }
+    let end = text.floor_char_boundary(bytes_max.saturating_sub(MORE.len()));
+    format!("{}{MORE}", &text[..end])
+}
+
+/// What `write` makes of as much of a body as `bytes_max` bytes have room for, escaped as it may be.
+pub(super) fn fitting(body: &str, bytes_max: usize, write: impl Fn(&str) -> String) -> String {
+    let mut written = write(body);
+    let mut room = body.len();
+    while written.len() > bytes_max && room > 0 {
+        // A byte takes up to six once it is escaped.
+        room = room.saturating_sub((written.len() - bytes_max).div_ceil(6));
+        written = write(&clip_bytes(body, room));
+    }
+    written
 }
 
 #[derive(Serialize)]
@@ -262,11 +334,77 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::testing::{approved, pending};
+    use crate::{
+        notify::settings::ChannelKind,
+        testing::{approved, pending},
+    };
 
     fn compile(subject: &str, body: &str) -> Result<Templates, Vec<Fault>> {
+        compile_all(subject, body, &[], None)
+    }
+
+    fn compile_all(
+        subject: &str,
+        body: &str,
+        locales: &[[&str; 3]],
+        pages: Option<&ApprovalPages>,
+    ) -> Result<Templates, Vec<Fault>> {
+        let locale = |[language, subject, body]: &[&str; 3]| LocaleSettings {
+            language: (*language).to_owned(),
+            subject: (*subject).to_owned(),
+            body: (*body).to_owned(),
+        };
+        let settings = ChannelSettings {
+            name: "sample".to_owned(),
+            filter: vestibule_events::Filter::default(),
+            subject: subject.to_owned(),
+            body: body.to_owned(),
+            language: "en".to_owned(),
+            locales: locales.iter().map(locale).collect(),
+            kind: ChannelKind::Record,
+        };
         let mut faults = Vec::new();
-        Templates::compile(subject.into(), body.into(), None, &mut faults).ok_or(faults)
+        Templates::compile(&settings, pages.cloned(), &mut faults).ok_or(faults)
+    }
+
+    #[test]
+    fn a_channel_speaks_the_language_that_a_sign_up_asks_for() {
+        let locales = [["de", "Hallo", "Guten Tag"], ["pt-BR", "Oi", "Bom dia"]];
+        let templates = compile_all("Hello", "Good day", &locales, None).unwrap();
+        let mut event = sample();
+        for (locale, subject, body) in [
+            (None, "Hello", "Good day"),
+            (Some("fr"), "Hello", "Good day"),
+            (Some("en-GB de"), "Hello", "Good day"),
+            (Some("de-AT en"), "Hallo", "Guten Tag"),
+            (Some("pt_br"), "Oi", "Bom dia"),
+            (Some("pt"), "Hello", "Good day"),
+        ] {
+            event.sign_up.locale = locale.map(str::to_owned);
+            let message = templates.render(&event).unwrap();
+            assert_eq!((&*message.subject, &*message.body), (subject, body), "{locale:?}");
+        }
+        assert_eq!(templates.languages().collect::<Vec<_>>(), ["en", "de", "pt-br"]);
+
+        let locales = [["de", "{{ nobody }}", ""], ["EN", "Hello", ""]];
+        let faults = compile_all("Hello", "", &locales, None).unwrap_err();
+        let seen: Vec<_> = faults.iter().map(|(key, fault)| format!("{key}: {fault}")).collect();
+        assert!(seen[0].starts_with("locales: `de`: subject: there is no `nobody`"), "{seen:?}");
+        assert_eq!(seen[1], "locales: `EN`: language: is there already");
+    }
+
+    #[test]
+    fn what_has_no_room_is_cut_between_letters_and_says_so() {
+        assert_eq!(clip_bytes("äöü", 6), "äöü");
+        assert_eq!(clip_bytes("äöüa", 6), "ä…");
+        let written = |body: &str, max| fitting(body, max, |it| json!({ "b": it }).to_string());
+        assert_eq!(written("short", 100), r#"{"b":"short"}"#);
+        for body in ["a".repeat(10_000), "\u{1}".repeat(10_000), "ä\"".repeat(5_000)] {
+            let cut = written(&body, 400);
+            assert!(cut.len() <= 400 && cut.len() > 300, "{}", cut.len());
+            assert!(cut.ends_with("…\"}"), "{cut}");
+        }
+        assert_eq!(written("does not fit", 1), r#"{"b":"…"}"#);
     }
 
     #[test]
@@ -304,11 +442,8 @@ mod tests {
     #[test]
     fn a_message_says_where_and_until_when_to_decide_and_who_decided() {
         let pages = ApprovalPages::sample();
-        let templates = |pages| {
-            let text = "{{ approval.link }}|{{ approval.expires_at }}|{{ approval.approver }}|{{ approval.reason }}";
-            let mut faults = Vec::new();
-            Templates::compile("s".into(), text.into(), pages, &mut faults).ok_or(faults)
-        };
+        let text = "{{ approval.link }}|{{ approval.expires_at }}|{{ approval.approver }}|{{ approval.reason }}";
+        let templates = |pages| compile_all("s", text, &[], pages);
         let render =
             |event: &SignUpEvent| templates(Some(&pages)).unwrap().render(event).unwrap().body;
         let pending = pending("ada");
@@ -319,7 +454,7 @@ mod tests {
             panic!("{body}");
         };
         let token = link.strip_prefix("https://sign-up.example.com/approvals/").unwrap();
-        let links = pages.links.as_ref().unwrap();
+        let links = pages.links();
         assert_eq!(links.check(token, pending.time), Ok(pending.id));
         assert!(links.check(token, expires).is_err(), "the link ends with the request");
         let told =

@@ -15,6 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use vestibule_events::{Mode, Reason};
@@ -73,6 +74,8 @@ fn channel(name: &str, kind: ChannelKind) -> ChannelSettings {
         filter: Filter::default(),
         subject: "Welcome {{ signup.claims.displayName }}".into(),
         body: "{{ signup.email }} came via {{ signup.connector }}. Grüße!".into(),
+        language: "en".into(),
+        locales: vec![],
         kind,
     }
 }
@@ -80,7 +83,8 @@ fn channel(name: &str, kind: ChannelKind) -> ChannelSettings {
 fn webhook(name: &str, url: &str) -> ChannelSettings {
     let headers = vec![("authorization".to_owned(), SecretString::from("Bearer hidden"))];
     let format = WebhookFormat::Json;
-    channel(name, ChannelKind::Webhook { url: url.to_owned().into(), format, headers })
+    let url = url.to_owned().into();
+    channel(name, ChannelKind::Webhook { url, format, headers, signing_key: None })
 }
 
 fn mail(name: &str, server: String, to: Recipient) -> ChannelSettings {

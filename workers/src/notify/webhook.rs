@@ -3,11 +3,9 @@
 //! All formats carry plain text only, so that what a person typed into the form cannot become a
 //! link, a mention or a picture in somebody's chat.
 
-use std::time::Duration;
-
 use anyhow::anyhow;
 use reqwest::{
-    Client, Response, StatusCode, Url,
+    Client, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -16,30 +14,31 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::SignUpEvent;
 
 use super::{
-    Fault, WebhookFormat,
+    PATIENCE,
+    channels::{Fault, Secrets},
+    settings::WebhookFormat,
+    stable,
     template::{Message, clip},
 };
-use crate::{Cause, HandleError, http};
-
-/// Shorter than an attempt, so that a slow provider is told from a stuck worker.
-const TIMEOUT: Duration = Duration::from_secs(15);
-
-/// So much of an answer is read, only to use the connection again; the rest is not waited for.
-const ANSWER_BYTES_MAX: usize = 16 * 1024;
-const DRAIN_LIMIT: Duration = Duration::from_millis(200);
+use crate::{Cause, HandleError, http, webhook::sign::SigningKeys};
 
 /// Slack's own limits for a header and a section.
 const SLACK_HEADER_CHARS_MAX: usize = 150;
 const SLACK_TEXT_CHARS_MAX: usize = 3000;
 
+const WHOM: &str = "the webhook";
+
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Set by us or by HTTP itself.
-const OURS: [&str; 6] = [
+const OURS: [&str; 9] = [
     "content-type",
     "content-length",
     "host",
     "idempotency-key",
+    "webhook-id",
+    "webhook-timestamp",
+    "webhook-signature",
     "transfer-encoding",
     "connection",
 ];
@@ -50,6 +49,7 @@ pub(super) struct Webhook {
     url: Url,
     headers: HeaderMap,
     format: WebhookFormat,
+    signing: Option<SigningKeys>,
 }
 
 /// Leaves URL and headers out: they are secrets.
@@ -64,9 +64,12 @@ impl Webhook {
         url: &SecretString,
         format: WebhookFormat,
         headers: &[(String, SecretString)],
+        signing_key: Option<&SecretString>,
+        secrets: Secrets,
         faults: &mut Vec<Fault>,
     ) -> Option<Self> {
         let headers = parse_headers(headers, faults);
+        let signing = signing(signing_key, format, secrets, faults);
         let url = match Url::parse(url.expose_secret()) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Some(url),
             _ => {
@@ -74,14 +77,14 @@ impl Webhook {
                 None
             }
         };
-        let client = match http::client(TIMEOUT) {
+        let client = match http::client(PATIENCE) {
             Ok(client) => Some(client),
             Err(error) => {
                 faults.push(("url", format!("no HTTPS client: {:#}", anyhow::Error::from(error))));
                 None
             }
         };
-        Some(Self { client: client?, url: url?, headers: headers?, format })
+        Some(Self { client: client?, url: url?, headers: headers?, format, signing: signing? })
     }
 
     /// Posts a message. The key is the same however often this event is told.
@@ -98,33 +101,41 @@ impl Webhook {
         headers.insert(IDEMPOTENCY_KEY, key);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type(self.format)));
         let body = body(self.format, message, event, channel, idempotency_key).to_string();
+        if let Some(keys) = &self.signing {
+            // An id of Standard Webhooks holds no full stop, which our keys do.
+            let id = HeaderValue::try_from(stable::id(idempotency_key))
+                .expect("letters, digits, hyphens and underscores can stand in a header");
+            headers.extend(keys.headers(&id, OffsetDateTime::now_utc(), body.as_bytes()));
+        }
         let request = self.client.post(self.url.clone()).headers(headers).body(body);
-        let answer = request.send().await.map_err(not_sent)?;
-        let verdict = judge(answer.status(), answer.headers(), OffsetDateTime::now_utc());
-        // What the answer means is known; to wait long for the rest of it would only mean that the
-        // message is sent again should the attempt run out of time.
-        let _ = tokio::time::timeout(DRAIN_LIMIT, drain(answer)).await;
-        verdict
+        let sent = request.send().await.map_err(|error| http::not_sent(WHOM, error))?;
+        http::judged(WHOM, sent).await
     }
 }
 
-fn parse_headers(headers: &[(String, SecretString)], faults: &mut Vec<Fault>) -> Option<HeaderMap> {
-    let before = faults.len();
-    let mut parsed = HeaderMap::new();
-    for (name, value) in headers {
-        if OURS.contains(&name.to_ascii_lowercase().as_str()) {
-            faults.push(("headers", format!("`{name}` is set by Vestibule itself")));
-            continue;
-        }
-        let header = (HeaderName::try_from(name), HeaderValue::try_from(value.expose_secret()));
-        if let (Ok(name), Ok(mut value)) = header {
-            value.set_sensitive(true);
-            parsed.append(name, value);
-        } else {
-            faults.push(("headers", format!("`{name}` is no header, or its value cannot be one")));
-        }
+/// The keys that sign, if any; the outer `None` is a fault, or a key that was not looked into.
+fn signing(
+    key: Option<&SecretString>,
+    format: WebhookFormat,
+    secrets: Secrets,
+    faults: &mut Vec<Fault>,
+) -> Option<Option<SigningKeys>> {
+    let Some(key) = key else { return Some(None) };
+    if format != WebhookFormat::Json {
+        let fault = "only the format \"json\" is signed: chats do not check signatures";
+        faults.push(("signing_key", fault.to_owned()));
+        return None;
     }
-    (faults.len() == before).then_some(parsed)
+    if secrets == Secrets::StandIns {
+        return None;
+    }
+    let keys = SigningKeys::parse(std::slice::from_ref(key));
+    keys.map(Some).map_err(|error| faults.push(("signing_key", error.to_string()))).ok()
+}
+
+fn parse_headers(headers: &[(String, SecretString)], faults: &mut Vec<Fault>) -> Option<HeaderMap> {
+    let parsed = http::headers(headers, |name| OURS.contains(&name));
+    parsed.map_err(|them| faults.extend(them.into_iter().map(|it| ("headers", it)))).ok()
 }
 
 const fn content_type(format: WebhookFormat) -> &'static str {
@@ -201,42 +212,8 @@ fn slack_escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-fn not_sent(error: reqwest::Error) -> HandleError {
-    let cause = if error.is_timeout() { Cause::Timeout } else { Cause::Unavailable };
-    let error = anyhow::Error::from(error.without_url());
-    HandleError::retry(cause, error.context("could not post to the webhook"))
-}
-
-/// What an answer means. Its body is neither kept nor shown: it may quote the message.
-fn judge(status: StatusCode, headers: &HeaderMap, now: OffsetDateTime) -> Result<(), HandleError> {
-    if status.is_success() {
-        return Ok(());
-    }
-    let source = anyhow!("the webhook answered {status}");
-    let cause = match status {
-        StatusCode::REQUEST_TIMEOUT => Cause::Timeout,
-        StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => Cause::Throttled,
-        _ if status.is_server_error() => Cause::Unavailable,
-        _ => return Err(HandleError::Park { source, cause: Cause::Refused }),
-    };
-    Err(HandleError::Retry { source, cause, after: http::retry_after(headers, now) })
-}
-
-/// Reads what is there, so that the connection can serve again; a long answer costs it.
-async fn drain(mut answer: Response) {
-    let mut bytes = 0;
-    while let Ok(Some(chunk)) = answer.chunk().await {
-        bytes += chunk.len();
-        if bytes > ANSWER_BYTES_MAX {
-            break;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use time::macros::datetime;
-
     use super::*;
     use crate::claims::sample;
 
@@ -270,44 +247,25 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_done_or_for_later_or_for_good() {
-        let verdict = |status: u16| {
-            let status = StatusCode::from_u16(status).unwrap();
-            match judge(status, &HeaderMap::new(), datetime!(2026-01-01 00:00 UTC)) {
-                Ok(()) => None,
-                Err(HandleError::Retry { cause, .. }) => Some((true, cause)),
-                Err(HandleError::Park { cause, .. }) => Some((false, cause)),
-                Err(HandleError::StoreUnavailable(_)) => unreachable!(),
-            }
-        };
-        for done in [200, 201, 202, 204] {
-            assert_eq!(verdict(done), None, "{done}");
-        }
-        assert_eq!(verdict(408), Some((true, Cause::Timeout)));
-        for throttled in [425, 429] {
-            assert_eq!(verdict(throttled), Some((true, Cause::Throttled)), "{throttled}");
-        }
-        for down in [500, 502, 503, 504, 599] {
-            assert_eq!(verdict(down), Some((true, Cause::Unavailable)), "{down}");
-        }
-        for refused in [301, 302, 307, 400, 401, 403, 404, 410, 413, 422] {
-            assert_eq!(verdict(refused), Some((false, Cause::Refused)), "{refused}");
-        }
-    }
-
-    #[test]
     fn nothing_secret_is_printed_and_our_headers_are_ours() {
         let mut faults = Vec::new();
         let headers = [("Authorization".to_owned(), SecretString::from("hidden"))];
         let url = SecretString::from("https://example.com/hidden");
-        let webhook = Webhook::new(&url, WebhookFormat::Json, &headers, &mut faults).unwrap();
+        let webhook =
+            Webhook::new(&url, WebhookFormat::Json, &headers, None, Secrets::Real, &mut faults)
+                .unwrap();
         assert!(!format!("{webhook:?}").contains("hidden"));
 
         let headers = ["Host", "bad name"].map(|it| (it.to_owned(), SecretString::from("hidden")));
         let url = SecretString::from("ftp://hidden");
-        assert!(Webhook::new(&url, WebhookFormat::Json, &headers, &mut faults).is_none());
+        let key = SecretString::from("hidden");
+        for format in [WebhookFormat::Json, WebhookFormat::Slack] {
+            let made = Webhook::new(&url, format, &headers, Some(&key), Secrets::Real, &mut faults);
+            assert!(made.is_none());
+        }
         let keys: Vec<_> = faults.iter().map(|(key, _)| *key).collect();
-        assert_eq!(keys, ["headers", "headers", "url"]);
+        let each = ["headers", "headers", "signing_key", "url"];
+        assert_eq!(keys, [each, each].concat());
         assert!(!format!("{faults:?}").contains("hidden"));
     }
 }

@@ -63,6 +63,9 @@ pub(super) struct Desk {
     seats: Semaphore,
     bucket: Option<Mutex<Bucket>>,
     store_pace: Mutex<Pace>,
+    /// Whether the worker is paused is read or written, and the gate set, by one at a time: what was
+    /// read before cannot undo what was written since.
+    pausing: tokio::sync::Mutex<()>,
     stop: CancellationToken,
 }
 
@@ -125,6 +128,7 @@ impl Desk {
             seats,
             bucket,
             store_pace: Mutex::default(),
+            pausing: tokio::sync::Mutex::default(),
             stop,
         }
     }
@@ -184,6 +188,10 @@ impl Desk {
                 Err(HandleError::StoreUnavailable(source)) => {
                     self.metrics.postponed.inc();
                     return self.postpone(&held, &source).await;
+                }
+                Err(HandleError::Retry { source, cause: Cause::Gone, .. }) => {
+                    self.metrics.postponed.inc();
+                    return self.pause_worker(&held, &source).await;
                 }
                 Err(HandleError::Retry { source, cause, after }) => {
                     Failure { source, cause, fate: Fate::MayPass { after } }
@@ -462,6 +470,33 @@ impl Desk {
     async fn postpone(&self, held: &Held, source: &anyhow::Error) {
         let pause = self.rest(source);
         self.put_back(held, pause).await;
+    }
+
+    /// What the operators want.
+    pub(super) async fn hear_whether_paused(&self, store: &Store) -> Result<(), StoreError> {
+        let _one_at_a_time = self.pausing.lock().await;
+        self.gate.set_paused(store.paused(self.name()).await?.is_some());
+        Ok(())
+    }
+
+    /// The target wants no more events. Who goes on sending it some does not do as the answer says,
+    /// and who parked them all would leave nothing to resume with.
+    async fn pause_worker(&self, held: &Held, source: &anyhow::Error) {
+        let _one_at_a_time = self.pausing.lock().await;
+        let (reason, now) = (text::of(source), OffsetDateTime::now_utc());
+        match self.store.pause_worker(self.name(), "vestibule", &reason, now).await {
+            Ok(Done::Now) => error!(
+                worker = self.name(),
+                reason,
+                "the worker is paused, as its target wants no more events; they wait until the \
+                 worker is resumed"
+            ),
+            Ok(Done::Before) => {}
+            Err(error) => return self.postpone(held, &error.into()).await,
+        }
+        self.store_answers();
+        self.gate.set_paused(true);
+        self.put_back(held, Duration::ZERO).await;
     }
 
     fn rest(&self, source: &anyhow::Error) -> Duration {

@@ -68,7 +68,9 @@ impl Sign {
             Cause::Unavailable | Cause::Timeout | Cause::Throttled | Cause::NotPermitted => {
                 Self::Failed { asked }
             }
-            Cause::NotYet | Cause::Refused | Cause::InvalidRecipient => Self::Answered,
+            Cause::NotYet | Cause::Gone | Cause::Refused | Cause::InvalidRecipient => {
+                Self::Answered
+            }
             Cause::InvalidTemplate | Cause::InvalidRule | Cause::Undecodable | Cause::Panic => {
                 Self::Nothing
             }

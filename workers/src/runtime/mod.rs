@@ -23,23 +23,23 @@ mod take;
 mod tests;
 mod text;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_trait::async_trait;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use vestibule_events::{ConsumerSpec, EventLog, Filter, Kind, SignUpEvent, Start};
 use vestibule_store::{Store, StoreError};
 
-pub(crate) use self::breaker::Flow;
 use self::{attempt::Desk, oversee::Watch, take::Hands};
 pub use self::{
     breaker::BreakerPolicy,
     rate::{NoRate, Rate},
     retry::RetryPolicy,
 };
+pub(crate) use self::{breaker::Flow, retry::Pace};
 use crate::WorkerMetrics;
 
 /// What an attempt needs after its time is up: to note the failure and tell the log.
@@ -97,7 +97,8 @@ pub(crate) async fn run_at(
     // Ours to cancel, so that what waits for its turn is handed back however the run ends.
     let stop = stop.child_token();
     let (hands, watch) = (Hands::new(&settings), Watch::default());
-    let desk = Arc::new(Desk::new(worker, settings, rhythm, store, &metrics, stop.clone()));
+    let desk =
+        Arc::new(Desk::new(Arc::clone(&worker), settings, rhythm, store, &metrics, stop.clone()));
 
     let working = async {
         let from_log = async {
@@ -109,15 +110,35 @@ pub(crate) async fn run_at(
         if timeout(patience, hands.emptied(&desk)).await.is_err() {
             warn!(worker = name, "stopped before all attempts ended; their events come again");
         }
+        if timeout(SETTLING, worker.close()).await.is_err() {
+            warn!(worker = name, "stopped before the worker had let go of what it holds");
+        }
         ended
     };
     let ended = tokio::select! {
         ended = working => ended,
         // While what is in hand is finished, too: its leases are still to be kept.
         never = oversee::oversee(&desk, &*log, &spec, &watch) => match never {},
+        never = tend(&*worker, &desk, &stop) => match never {},
     };
     info!(worker = name, "worker has stopped");
     ended.with_context(|| refused(&name))
+}
+
+/// Has the worker do what it does besides handling events, until `stop` and not while it is paused.
+async fn tend(worker: &dyn Worker, desk: &Desk, stop: &CancellationToken) -> Infallible {
+    let tending = async {
+        loop {
+            desk.gate.opens().await;
+            let Some(pause) = worker.tend().await else { break };
+            sleep(pause).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tending => {}
+    }
+    std::future::pending().await
 }
 
 fn refused(worker: &str) -> String {
@@ -144,6 +165,16 @@ pub trait Worker: fmt::Debug + Send + Sync + 'static {
     fn has_one_target(&self) -> bool {
         true
     }
+
+    /// What the worker does besides handling events: asked for again after the pause that it gives,
+    /// or not any more. Not while the worker is paused; dropped in the middle when it is to stop.
+    async fn tend(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Lets go of what it holds beyond an attempt, such as a process. Called once, when its attempts
+    /// have ended and no more will come; what is cut off by a harder stop, dropping it has to end.
+    async fn close(&self) {}
 }
 
 /// An event to be handled.
@@ -215,6 +246,9 @@ pub enum Cause {
     /// The other side answers, and cannot do this yet: it has not replicated what this needs, or a
     /// mailbox is busy.
     NotYet,
+    /// The other side wants no more events. With [`HandleError::Retry`] that costs no try, and the
+    /// worker is paused as operators pause it: its events wait until somebody resumes it.
+    Gone,
     /// The other side, or the store, refuses this event.
     Refused,
     /// There is no usable address to send to.
@@ -239,6 +273,7 @@ impl Cause {
             Self::Throttled => "throttled",
             Self::NotPermitted => "not-permitted",
             Self::NotYet => "not-yet",
+            Self::Gone => "gone",
             Self::Refused => "refused",
             Self::InvalidRecipient => "invalid-recipient",
             Self::InvalidTemplate => "invalid-template",

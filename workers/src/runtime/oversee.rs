@@ -134,7 +134,7 @@ async fn hear_once(
         let set_aside = match store.set_aside(desk.name()).await {
             Ok(set_aside) => set_aside,
             Err(error) => {
-                desk.gate.set_paused(store.paused(desk.name()).await?.is_some());
+                desk.hear_whether_paused(store).await?;
                 return Err(error);
             }
         };
@@ -145,8 +145,7 @@ async fn hear_once(
         note_oldest(desk, watch, 0, set_aside.oldest_event);
     }
     // Last, as this is what opens the gate.
-    desk.gate.set_paused(store.paused(desk.name()).await?.is_some());
-    Ok(())
+    desk.hear_whether_paused(store).await
 }
 
 fn note_oldest(desk: &Desk, watch: &Watch, place: usize, oldest: Option<OffsetDateTime>) {

@@ -1,18 +1,15 @@
 //! `[workers.accounts]`: how accounts of approved people are made.
 
 use secrecy::SecretString;
-use vestibule_workers::{Accounts, AccountsSettings, GraphSettings};
+use vestibule_workers::{Accounts, AccountsSettings};
 
-use crate::config::{SecretSource, reader::Section, secret};
+use super::graph::{self, GraphConfig};
+use crate::config::{SecretSource, reader::Section};
 
 /// How accounts of approved people are made.
 #[derive(Debug)]
 pub(crate) struct AccountsConfig {
-    tenant: String,
-    client_id: String,
-    client_secret: SecretSource,
-    graph: Option<String>,
-    token: Option<String>,
+    pub(super) graph: GraphConfig,
     domain: String,
     redirect: String,
     invitation_message: bool,
@@ -24,12 +21,7 @@ impl AccountsConfig {
         &self,
         fetch: impl Fn(&SecretSource) -> anyhow::Result<SecretString>,
     ) -> anyhow::Result<AccountsSettings> {
-        let secret = fetch(&self.client_secret)?;
-        let mut graph = GraphSettings::new(&self.tenant, &self.client_id, secret);
-        if let Some(url) = &self.graph {
-            graph.base_url.clone_from(url);
-        }
-        graph.token_url.clone_from(&self.token);
+        let graph = self.graph.settings(fetch)?;
         let mut settings = AccountsSettings::new(graph, &self.domain, &self.redirect);
         settings.send_invitation_message = self.invitation_message;
         Ok(settings)
@@ -46,25 +38,11 @@ pub(super) fn read(section: &mut Section<'_>) -> Option<AccountsConfig> {
         }
         text
     };
-    let [tenant, client_id, domain, redirect] =
-        ["tenant", "client_id", "domain", "invite_redirect_url"].map(&mut required);
-    let client_secret = secret(section, "client_secret");
-    if is_present && !section.has("client_secret") {
-        section.complain("", "needs the key `client_secret`");
-    }
-    let graph = section.string("graph_url");
-    let token = section.string("token_url");
+    let [domain, redirect] = ["domain", "invite_redirect_url"].map(&mut required);
+    let graph = graph::read(section, None);
     let invitation_message = section.boolean("send_invitation_message", false);
-    let accounts = AccountsConfig {
-        tenant: tenant?,
-        client_id: client_id?,
-        client_secret: client_secret?,
-        graph,
-        token,
-        domain: domain?,
-        redirect: redirect?,
-        invitation_message,
-    };
+    let accounts =
+        AccountsConfig { graph: graph?, domain: domain?, redirect: redirect?, invitation_message };
     let stand_in = |_: &SecretSource| Ok("stand-in".into());
     let settings = accounts.settings(stand_in).expect("a stand-in is always there");
     for complaint in Accounts::check(&settings).err().into_iter().flatten() {

@@ -1,22 +1,30 @@
 //! The `[workers]` tables: the built-in workers and how each of them goes about its work.
 
 mod accounts;
+mod confirm;
+mod graph;
 mod notify;
 mod permissions;
+mod statements;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use vestibule_events::{ConnectorName, Filter, Kind, Start};
 use vestibule_workers::{
-    Accounts, Approvals, ApprovalsSettings, BreakerPolicy, Database, GrantRule, Notify,
-    Permissions, RetryPolicy, WorkerSettings,
+    Accounts, Approvals, ApprovalsSettings, BreakerPolicy, Confirm, Database, Notify, Permissions,
+    RetryPolicy, Statements, WorkerSettings,
 };
 
 use self::accounts::AccountsConfig;
-pub(crate) use self::notify::ChannelConfig;
+pub(crate) use self::{
+    confirm::{ConfirmConfig, read_on},
+    notify::ChannelConfig,
+    permissions::PermissionsConfig,
+    statements::StatementsConfig,
+};
 use super::{
-    ApprovalsConfig, MINUTE,
+    ApprovalsConfig, MINUTE, SecretSource, SubscriberConfig, Way,
     reader::{Section, quoted},
 };
 
@@ -29,25 +37,64 @@ pub(crate) struct WorkerConfig {
 
 impl WorkerConfig {
     /// The name of the durable consumer, too.
-    pub(crate) const fn name(&self) -> &'static str {
-        match self.effect {
-            EffectConfig::Notify(_) => "notify",
-            EffectConfig::Database => "database",
-            EffectConfig::Permissions(_) => "permissions",
-            EffectConfig::Approvals(_) => "approvals",
-            EffectConfig::Accounts(_) => "accounts",
+    pub(crate) fn name(&self) -> &str {
+        match &self.effect {
+            EffectConfig::Notify(_) => Notify::NAME,
+            EffectConfig::Database => Database::NAME,
+            EffectConfig::Permissions(_) => Permissions::NAME,
+            EffectConfig::Approvals(_) => Approvals::NAME,
+            EffectConfig::Accounts(_) => Accounts::NAME,
+            EffectConfig::Confirm(_) => Confirm::NAME,
+            EffectConfig::Statements(it) => &it.worker,
+            EffectConfig::Subscriber(it) => &it.name,
         }
     }
+
+    /// Where it is configured.
+    pub(crate) fn place(&self) -> String {
+        match &self.effect {
+            EffectConfig::Subscriber(it) => it.file.display().to_string(),
+            EffectConfig::Statements(it) => format!("workers.statements.{}", it.name),
+            _ => format!("workers.{}", self.name()),
+        }
+    }
+
+    /// Whether a process of ours runs it.
+    pub(crate) const fn runs_here(&self) -> bool {
+        !matches!(&self.effect, EffectConfig::Subscriber(SubscriberConfig { way: Way::Nats, .. }))
+    }
+
+    /// The secrets of a subscriber that may change while it runs.
+    pub(crate) fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let subscriber = match &self.effect {
+            EffectConfig::Subscriber(it) => Some(it),
+            _ => None,
+        };
+        subscriber.into_iter().flat_map(|it| it.way.secrets()).filter_map(SecretSource::file)
+    }
 }
+
+/// Every worker of our own, configured or not.
+pub(crate) const BUILT_IN: [&str; 6] = [
+    Notify::NAME,
+    Database::NAME,
+    Permissions::NAME,
+    Approvals::NAME,
+    Accounts::NAME,
+    Confirm::NAME,
+];
 
 /// What a worker does, with what only it needs.
 #[derive(Debug)]
 pub(crate) enum EffectConfig {
     Notify(Vec<ChannelConfig>),
     Database,
-    Permissions(Vec<GrantRule>),
+    Permissions(PermissionsConfig),
     Approvals(ApprovalsSettings),
     Accounts(AccountsConfig),
+    Confirm(ConfirmConfig),
+    Statements(StatementsConfig),
+    Subscriber(SubscriberConfig),
 }
 
 /// `connectors` are those of the file: a worker that waits for another one's events waits for ever.
@@ -58,44 +105,90 @@ pub(super) fn read(
 ) -> Vec<WorkerConfig> {
     let expires_after = approvals.expires_after;
     root.section("workers", |section| {
+        // Whoever makes accounts in a directory need not name it twice.
+        let mut directory = None;
+        let accounts = section.section("accounts", |it| {
+            let accounts = accounts::read(it);
+            directory = accounts.as_ref().map(|it| it.graph.clone());
+            read_worker(it, accounts.map(EffectConfig::Accounts), Accounts::KINDS, connectors)
+        });
+        let confirm = section.section("confirm", |it| {
+            let made_here = accounts.as_ref().map(|it| it.settings.filter.clone());
+            let effect = EffectConfig::Confirm(confirm::read(it, directory.as_ref(), made_here));
+            read_worker(it, Some(effect), Confirm::KINDS, connectors)
+        });
+        let has_confirm = confirm.is_some();
         let notify = section.section("notify", |it| {
             let channels = it.sections("channels", |channel| {
-                notify::read_channel(channel, connectors, approvals)
+                let on = read_on(channel, has_confirm);
+                let mut channel = notify::read_channel(channel, connectors, approvals)?;
+                if channel.filter.kinds.is_empty() {
+                    channel.filter.kinds = on.kinds(Notify::KINDS);
+                }
+                Some(channel)
             });
             if it.is_present() && channels.is_empty() {
                 it.complain("", "needs at least one [[workers.notify.channels]] table");
             }
             let mut channels: Vec<_> = channels.into_iter().flatten().collect();
             let kinds = Notify::wanted_kinds(channels.iter_mut().map(|it| &mut it.filter));
-            read_worker(it, Some(EffectConfig::Notify(channels)), &kinds, connectors)
+            let notify = read_worker(it, Some(EffectConfig::Notify(channels)), &kinds, connectors);
+            complain_of_idle_channels(it, notify.as_ref());
+            notify
         });
         let database = section.section("database", |it| {
             read_worker(it, Some(EffectConfig::Database), Database::KINDS, connectors)
-        });
-        let permissions = section.section("permissions", |it| {
-            let rules = it.sections("rules", permissions::read_rule);
-            if it.is_present() && rules.is_empty() {
-                it.complain("", "needs at least one [[workers.permissions.rules]] table");
-            }
-            let effect = EffectConfig::Permissions(rules);
-            read_worker(it, Some(effect), Permissions::KINDS, connectors)
         });
         let asked = section.section("approvals", |it| {
             let effect = EffectConfig::Approvals(ApprovalsSettings { expires_after });
             read_worker(it, Some(effect), Approvals::KINDS, connectors)
         });
-        let accounts = section.section("accounts", |it| {
-            let effect = accounts::read(it).map(EffectConfig::Accounts);
-            read_worker(it, effect, Accounts::KINDS, connectors)
+        let permissions = section.section("permissions", |it| {
+            let kinds = read_on(it, has_confirm).kinds(Permissions::KINDS);
+            let effect = EffectConfig::Permissions(permissions::read(it, directory.as_ref()));
+            read_worker(it, Some(effect), &kinds, connectors)
         });
-        let workers = [notify, database, permissions, asked, accounts];
-        workers.into_iter().flatten().collect()
+        let statements = section.named_sections("statements", |name, it| {
+            let effect = EffectConfig::Statements(statements::read(name, it));
+            let kinds = read_on(it, has_confirm).kinds(Statements::KINDS);
+            let mut worker = read_worker(it, Some(effect), &kinds, connectors)?;
+            if !it.has("concurrency") {
+                // What is handled at the same time shares a transaction.
+                worker.settings.concurrency = 64;
+            }
+            Some(worker)
+        });
+        let workers = [notify, database, permissions, asked, accounts, confirm];
+        workers.into_iter().chain(statements).flatten().collect()
     })
+}
+
+/// A channel whose kinds the worker is not given would be silent for ever, and nobody would be told.
+fn complain_of_idle_channels(section: &mut Section<'_>, notify: Option<&WorkerConfig>) {
+    let Some(WorkerConfig { effect: EffectConfig::Notify(channels), settings }) = notify else {
+        return;
+    };
+    let given = &settings.filter.kinds;
+    for channel in channels {
+        let wanted = &channel.filter.kinds;
+        if !given.is_empty() && !wanted.iter().any(|it| given.contains(it)) {
+            let wanted: Vec<_> = wanted.iter().map(|it| it.as_str()).collect();
+            section.complain(
+                "kinds",
+                format!(
+                    "leaves nothing for the channel `{}`, which wants {}; leave `kinds` out, or give \
+                     the channel its own",
+                    channel.name,
+                    quoted(&wanted)
+                ),
+            );
+        }
+    }
 }
 
 /// What every worker has, or `None` where the file does not want this one. `kinds` is what it is
 /// given where the file does not say; none of them are all.
-fn read_worker(
+pub(super) fn read_worker(
     section: &mut Section<'_>,
     effect: Option<EffectConfig>,
     kinds: &[Kind],
@@ -212,6 +305,19 @@ mod tests {
         assert_eq!(settings.rate, "6000/m".parse().ok());
         let breaker = BreakerPolicy { failures: 3, pause: 2 * MINUTE / 60, max_pause: 5 * MINUTE };
         assert_eq!(settings.breaker, breaker);
+    }
+
+    #[test]
+    fn a_channel_that_would_never_be_told_is_a_mistake() {
+        let example = include_str!("../../../../vestibule.toml");
+        let parse = |notify: &str| {
+            let source = format!("{example}\n[workers.confirm]\n[workers.notify]\n{notify}");
+            Config::parse(Path::new("vestibule.toml"), &source)
+        };
+        assert!(parse("").is_ok());
+        let complaints = parse("kinds = [\"accepted\"]").unwrap_err().to_string();
+        let said = "workers.notify.kinds: leaves nothing for the channel `kept`, which wants \"confirmed\"";
+        assert!(complaints.contains(said), "{complaints}");
     }
 
     #[test]

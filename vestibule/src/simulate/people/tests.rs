@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use super::*;
 
 fn crowd(seed: u64, run: &str) -> Crowd {
-    Crowd { seed, run: run.to_owned() }
+    Crowd { seed, run: run.to_owned(), abandon: None }
 }
 
 fn calls(count: u64) -> Vec<Call> {

@@ -171,7 +171,7 @@ fn person(delivery: Delivery) -> Person {
     let Value::Object(body) = body else { unreachable!("is an object") };
     let step = Step::BeforeCreate;
     let call = Call { step, route: Route::Step, body, correction: None, delivery };
-    Person { number: 1, journey: vec![call] }
+    Person { number: 1, journey: vec![call], afterwards: Afterwards::Nothing }
 }
 
 fn only_form(mut tally: Tally) -> Form {

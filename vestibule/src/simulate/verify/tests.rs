@@ -171,13 +171,14 @@ async fn log_and_store_are_compared_with_the_answers() -> anyhow::Result<()> {
         log: Arc::new(log.clone()),
         store: store.clone(),
         workers: vec![Acting {
-            name: "database",
+            name: "database".to_owned(),
             filter: Filter { kinds: vec![Kind::Accepted], connectors: vec![] },
             does: Does::Record,
         }],
         place: String::new(),
         next: Start::Beginning,
         seen: Vec::new(),
+        outcomes: Outcomes::default(),
     };
     let hidden = ProgressBar::hidden();
 

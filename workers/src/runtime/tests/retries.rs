@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use vestibule_store::{AfterFailure, FailedAttempt, FailedEvent, LetterState, Standing};
 
 use super::*;
-use crate::{GrantRule, Permissions, PermissionsSettings};
+use crate::{GrantRule, PermissionTargets, Permissions, PermissionsSettings};
 
 /// Failures wait for longer than the test.
 fn patient(tries: u32) -> WorkerSettings {
@@ -162,7 +162,10 @@ async fn roles_are_granted_once_however_often_the_event_comes() -> anyhow::Resul
         rule("samples", "signup.claims.surname == 'Ple'", "sampler"),
         rule("nobody", "signup.claims.surname == 'Other'", "other"),
     ];
-    let worker = Permissions::new(PermissionsSettings { rules }, stage.store.clone())
+    let store = stage.store.clone();
+    let targets = PermissionTargets::new(vec![], store.clone(), LIMIT)
+        .map_err(|errors| anyhow!("{errors:?}"))?;
+    let worker = Permissions::new(PermissionsSettings { rules }, targets, store)
         .map_err(|errors| anyhow!("{errors:?}"))?;
     worker.handle(&crate::testing::task(event.clone())).await?;
 

@@ -1,90 +1,47 @@
-//! Brings decisions from the store's outbox to the log, and closes requests whose time is over.
+//! Closes requests for approval whose time is over.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
-use vestibule_events::{EventLog, SignUpEvent};
+use vestibule_events::SignUpEvent;
 use vestibule_store::Store;
 
 use super::ApprovalDesk;
 
-/// Between two looks at the outbox: decisions may be made by other processes.
-const PAUSE: Duration = Duration::from_millis(500);
-
-/// After a failure.
-const LONGER_PAUSE: Duration = Duration::from_secs(5);
-
 /// Between two looks for requests whose time is over, and at how many wait.
-const EXPIRY_PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(5);
 
-/// So many events are read at once.
+/// So many are closed at once.
 const BATCH: u32 = 100;
 
-/// Runs until `stop`. Whatever fails is tried again: an event leaves the outbox only once the
-/// log holds it, and to publish it twice does no harm, as it keeps its id.
-pub async fn publish_decisions(
-    desk: ApprovalDesk,
-    log: Arc<dyn EventLog>,
-    stop: CancellationToken,
-) {
+/// Runs until `stop`. Whatever fails is tried again.
+pub async fn expire_requests(desk: ApprovalDesk, stop: CancellationToken) {
     let rounds = async {
-        let mut expired = None;
         let mut fails = false;
         loop {
-            let is_due = expired.is_none_or(|at: Instant| at.elapsed() >= EXPIRY_PAUSE);
-            if is_due {
-                expired = Some(Instant::now());
+            let expired = match desk.store.get() {
+                Some(store) => expire(&desk, store).await,
+                None => Ok(()),
+            };
+            if let Err(error) = &expired
+                && !fails
+            {
+                warn!(
+                    error = format!("{error:#}"),
+                    "could not close requests for approval whose time is over; trying again"
+                );
             }
-            match round(&desk, &*log, is_due).await {
-                Ok(()) => {
-                    if fails {
-                        info!("decisions about requests for approval are published again");
-                    }
-                    fails = false;
-                    sleep(PAUSE).await;
-                }
-                Err(error) => {
-                    if !fails {
-                        warn!(
-                            error = format!("{error:#}"),
-                            "could not publish decisions about requests for approval; trying again"
-                        );
-                    }
-                    fails = true;
-                    sleep(LONGER_PAUSE).await;
-                }
-            }
+            fails = expired.is_err();
+            sleep(PAUSE).await;
         }
     };
     tokio::select! {
         () = stop.cancelled() => {}
         () = rounds => {}
-    }
-}
-
-/// What was decided comes first: should there be a request that cannot be closed, nobody else waits
-/// for it.
-async fn round(desk: &ApprovalDesk, log: &dyn EventLog, expires: bool) -> anyhow::Result<()> {
-    let Some(store) = desk.store.get() else { return Ok(()) };
-    publish(store, log).await?;
-    if expires { expire(desk, store).await } else { Ok(()) }
-}
-
-async fn publish(store: &Store, log: &dyn EventLog) -> anyhow::Result<()> {
-    loop {
-        let events = store.unpublished(BATCH).await?;
-        if events.is_empty() {
-            return Ok(());
-        }
-        for event in events {
-            let id = event.id;
-            log.append(event).await?;
-            store.published(&[id]).await?;
-        }
     }
 }
 
@@ -104,7 +61,7 @@ async fn expire(desk: &ApprovalDesk, store: &Store) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::OnceLock;
+    use std::sync::{Arc, OnceLock};
 
     use sqlx::{Connection as _, SqliteConnection};
     use vestibule_events::{
@@ -171,7 +128,8 @@ mod tests {
         let decided = desk.decide(&bobs, Verdict::Approve, "grace", None).await?;
         assert_eq!(decided, Decided::Now);
 
-        let closed = round(&desk, &log, true).await;
+        let closed = expire(&desk, &store).await;
+        crate::outbox::publish(&store, &log).await?;
 
         assert!(closed.is_err(), "ada's is not readable");
         assert_eq!((log.last_sequence(), store.unpublished(1).await?.len()), (1, 0));

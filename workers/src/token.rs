@@ -16,7 +16,6 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::GraphSettings;
 use crate::{Cause, http};
 
 /// So long before its end a token is renewed, or a fifth of its life if that is less.
@@ -32,13 +31,16 @@ const PAUSE: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Our tokens.
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     http: Client,
     url: Url,
-    form: SecretString,
+    form: Form,
     current: RwLock<Option<Token>>,
     renewal: Mutex<Renewal>,
 }
+
+/// What we ask with, made anew each time where it says when it was made.
+type Form = Box<dyn Fn(OffsetDateTime) -> SecretString + Send + Sync>;
 
 /// How the last renewal went.
 #[derive(Default)]
@@ -48,7 +50,7 @@ struct Renewal {
 
 /// A token and how long it serves.
 #[derive(Clone)]
-pub(super) struct Token {
+pub(crate) struct Token {
     token: SecretString,
     renew_at: Instant,
     ends_at: Instant,
@@ -64,27 +66,46 @@ impl Token {
         }
     }
 
-    pub(super) fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         self.token.expose_secret()
     }
 }
 
 impl Tokens {
-    pub(super) fn new(http: Client, url: Url, settings: &GraphSettings) -> Self {
-        let fields = [
-            ("grant_type", "client_credentials"),
-            ("client_id", &settings.client_id),
-            ("client_secret", settings.client_secret.expose_secret()),
-            ("scope", &settings.scope),
-        ];
-        let field =
-            |(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC));
-        let form = fields.map(field).join("&").into();
+    /// By what the form has to say; `grant_type` is added.
+    pub(crate) fn new(http: Client, url: Url, fields: &[(&str, &str)]) -> Self {
+        let field = |(name, value): &(&str, &str)| {
+            format!("&{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC))
+        };
+        let fields: String = fields.iter().map(field).collect();
+        let form = SecretString::from(format!("grant_type=client_credentials{fields}"));
+        Self::with_form(http, url, Box::new(move |_| form.clone()))
+    }
+
+    /// By an assertion that we sign (RFC 7523).
+    pub(crate) fn for_assertions(
+        http: Client,
+        url: Url,
+        assertion: impl Fn(OffsetDateTime) -> SecretString + Send + Sync + 'static,
+    ) -> Self {
+        let form = move |now| {
+            let assertion = assertion(now);
+            // Letters, digits and what a form takes as it is.
+            let assertion = assertion.expose_secret();
+            format!(
+                "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion={assertion}"
+            )
+            .into()
+        };
+        Self::with_form(http, url, Box::new(form))
+    }
+
+    fn with_form(http: Client, url: Url, form: Form) -> Self {
         Self { http, url, form, current: RwLock::default(), renewal: Mutex::default() }
     }
 
     /// A token that holds.
-    pub(super) async fn token(&self) -> Result<Token, TokenError> {
+    pub(crate) async fn token(&self) -> Result<Token, TokenError> {
         let came = Instant::now();
         if let Some(token) = self.current() {
             if came < token.renew_at {
@@ -108,7 +129,7 @@ impl Tokens {
     }
 
     /// Forgets a token that was not accepted, unless another one has taken its place.
-    pub(super) fn discard(&self, token: &Token) {
+    pub(crate) fn discard(&self, token: &Token) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|it| it.expose() == token.expose()) {
             *current = None;
@@ -151,7 +172,7 @@ impl Tokens {
             .http
             .post(self.url.clone())
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(self.form.expose_secret().to_owned())
+            .body((self.form)(OffsetDateTime::now_utc()).expose_secret().to_owned())
             .send()
             .await
             .map_err(|error| TokenError::NoAnswer { timeout: error.is_timeout() })?;
@@ -173,7 +194,7 @@ pub(crate) enum TokenError {
 
 impl TokenError {
     /// Never for good: it is about us and not about the event.
-    pub(super) fn cause(&self) -> (Cause, Option<Duration>) {
+    pub(crate) fn cause(&self) -> (Cause, Option<Duration>) {
         match self {
             Self::NoAnswer { timeout: true } => (Cause::Timeout, None),
             Self::NoAnswer { .. } | Self::Unreadable => (Cause::Unavailable, None),
@@ -216,7 +237,7 @@ const fn advice(code: Option<u64>) -> &'static str {
         Some(7_000_222) => "the client secret has expired; make a new one and set `client_secret`",
         Some(700_016) => "the directory knows no such application; see `client_id` and `tenant`",
         Some(90_002) => "there is no such directory; see `tenant`",
-        _ => "see `tenant`, `client_id` and `client_secret`",
+        _ => "see `client_id` and `client_secret`",
     }
 }
 
@@ -273,12 +294,12 @@ fn judge(
 
 #[cfg(test)]
 impl Tokens {
-    pub(super) fn url(&self) -> &Url {
+    pub(crate) fn url(&self) -> &Url {
         &self.url
     }
 
     /// Makes a token one that had better be renewed.
-    pub(super) fn near_its_end(&self, token: &Token) {
+    pub(crate) fn near_its_end(&self, token: &Token) {
         let token = Token { renew_at: Instant::now(), ..token.clone() };
         *self.current.write().unwrap() = Some(token);
     }

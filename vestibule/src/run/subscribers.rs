@@ -1,0 +1,344 @@
+//! Runs subscribers, and follows their files while it does.
+//!
+//! The folder of subscribers and the configuration are looked at each second; a change counts once it
+//! has been the same at two looks. A new subscriber starts; a changed one finishes what it has in hand
+//! and starts anew; one whose file is gone stops, and its consumer stays with what waits for it. A
+//! wrong file is refused, and its subscriber goes on as it was. One that cannot run yet (its consumer
+//! does not exist, a secret is missing) says so once, and starts as soon as it can.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+use vestibule_api::FileStamp;
+use vestibule_events::{EventLog, JetStream, LocalLog};
+use vestibule_store::Store;
+use vestibule_workers::{WorkerMetrics, consumer_spec};
+
+use super::reload::{Look, Settling};
+use crate::{
+    config::{self, Config, SubscribersConfig, WorkerConfig},
+    migrate, wiring,
+};
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What cannot run is tried again this soon.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+
+/// The subscribers of a process, and what each needs.
+pub(super) struct Crew {
+    pub(super) config: Arc<Config>,
+    /// Those that this process runs; all where none is named.
+    pub(super) names: Vec<String>,
+    pub(super) metrics: SubscriberMetrics,
+    pub(super) tools: Tools,
+}
+
+/// What it takes to run a worker.
+#[derive(Clone)]
+pub(super) struct Tools {
+    pub(super) log: Arc<dyn EventLog>,
+    /// Makes the consumers, where this process may.
+    pub(super) provisioner: Option<JetStream>,
+    /// The log, where it is ours alone and nobody else can forget a consumer.
+    pub(super) local: Option<LocalLog>,
+    pub(super) store: Store,
+    pub(super) metrics: WorkerMetrics,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+/// How the subscribers' files stand.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SubscriberMetrics {
+    changes: Family<OutcomeLabels, Counter>,
+    refused: Gauge,
+    running: Gauge,
+}
+
+impl SubscriberMetrics {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let it = Self::default();
+        for outcome in ["taken", "refused"] {
+            it.changes.get_or_create_owned(&OutcomeLabels { outcome });
+        }
+        registry.register(
+            "vestibule_subscriber_changes",
+            "Subscribers that were begun, changed or taken away, and files refused",
+            it.changes.clone(),
+        );
+        registry.register(
+            "vestibule_subscribers_refused",
+            "Files of subscribers that cannot be used as they are now",
+            it.refused.clone(),
+        );
+        registry.register(
+            "vestibule_subscribers_running",
+            "Subscribers that this process runs",
+            it.running.clone(),
+        );
+        it
+    }
+
+    fn count(&self, outcome: &'static str) {
+        self.changes.get_or_create_owned(&OutcomeLabels { outcome }).inc();
+    }
+}
+
+/// A subscriber as it is to run.
+struct Plan {
+    config: Arc<Config>,
+    name: String,
+    /// Everything about it, to see whether it has changed.
+    described: String,
+}
+
+impl Plan {
+    fn worker(&self) -> anyhow::Result<&WorkerConfig> {
+        let mut subscribers = self.config.subscribers.subscribers.iter();
+        subscribers.find(|it| it.name() == self.name).context("it is configured no more")
+    }
+}
+
+/// Somebody who runs a subscriber as it is told to, or nothing while it is told nothing.
+type Post = watch::Sender<Option<Arc<Plan>>>;
+
+/// Every file of which a subscriber may be made, as it is now.
+type Stamps = Vec<(PathBuf, Option<FileStamp>)>;
+
+impl Crew {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let (mut posts, mut tasks) = (BTreeMap::new(), JoinSet::new());
+        let mut said = BTreeSet::new();
+        self.assign(&mut posts, &mut tasks, &mut said, &stop);
+        // As if nothing had been looked at: the files may have changed since they were read.
+        let (mut seen, mut settling) = (Stamps::new(), Settling::default());
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            self.remove_as_told(&posts).await;
+            let now = self.stamps().await;
+            if settling.look(&seen, &now) != Look::Changed {
+                continue;
+            }
+            seen = now;
+            let file = self.config.file.clone();
+            match tokio::task::spawn_blocking(move || Config::load(&file)).await? {
+                Ok(config) => {
+                    let data = self.config.data.clone();
+                    self.config = Arc::new(Config { data, ..config });
+                    self.assign(&mut posts, &mut tasks, &mut said, &stop);
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    warn!(error, "the configuration cannot be used; subscribers stay as they are");
+                }
+            }
+        }
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Forgets the consumers of subscribers that are removed, once they have been told to finish: one
+    /// that is paused would begin anew as soon as it is paused no more.
+    async fn remove_as_told(&self, posts: &BTreeMap<String, Post>) {
+        let Some(log) = &self.tools.local else { return };
+        let asked = SubscribersConfig::to_remove(&self.config.subscribers.folder);
+        let runs = |name: &str| posts.get(name).is_some_and(|it| it.borrow().is_some());
+        for (name, note) in asked.into_iter().filter(|(name, _)| !runs(name)) {
+            // Refused while its worker has something in hand; the next look tries again.
+            match log.remove_consumer(&name).await {
+                Ok(_) => {
+                    info!(subscriber = name, "its consumer is removed, as asked for");
+                    drop(std::fs::remove_file(note));
+                }
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::from(error));
+                    debug!(subscriber = name, error, "its consumer is not removed yet");
+                }
+            }
+        }
+    }
+
+    async fn stamps(&self) -> Stamps {
+        let (folder, file) = (self.config.subscribers.folder.clone(), self.config.file.clone());
+        let secrets: Vec<_> = self.config.subscribers.secret_files().map(PathBuf::from).collect();
+        // A file system may hang, and with it whoever asks.
+        let look = move || {
+            let mut stamps = config::stamps(&folder);
+            let more = secrets.into_iter().chain([file]);
+            stamps.extend(more.map(|it| (it.clone(), FileStamp::read(&it))));
+            stamps
+        };
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+    }
+
+    /// Tells every post what it is to run now.
+    fn assign(
+        &self,
+        posts: &mut BTreeMap<String, Post>,
+        tasks: &mut JoinSet<()>,
+        said: &mut BTreeSet<String>,
+        stop: &CancellationToken,
+    ) {
+        let found = &self.config.subscribers;
+        for refused in &found.refused {
+            let error = refused.error();
+            if said.insert(error.clone()) {
+                let name = &refused.name;
+                self.metrics.count("refused");
+                error!(subscriber = name, error, "refused; what was in force of it stays");
+            }
+        }
+        // What is mended and broken again is said again.
+        said.retain(|it| found.refused.iter().any(|refused| refused.error() == *it));
+        self.metrics.refused.set(i64::try_from(found.refused.len()).unwrap_or(i64::MAX));
+
+        let is_ours = |name: &str| self.names.is_empty() || self.names.iter().any(|it| it == name);
+        let here = found.subscribers.iter().filter(|it| it.runs_here() && is_ours(it.name()));
+        let plans: BTreeMap<_, _> = here.map(|it| (it.name().to_owned(), self.plan(it))).collect();
+        for (name, post) in &*posts {
+            let is_refused = found.refused.iter().any(|it| it.name == *name);
+            if !plans.contains_key(name) && !is_refused && post.send_replace(None).is_some() {
+                self.metrics.count("taken");
+                info!(
+                    subscriber = name,
+                    "stops, for its file is gone or says `enabled = false`; its consumer and what \
+                     waits for it stay"
+                );
+            }
+        }
+        for (name, plan) in plans {
+            let post = posts.entry(name.clone()).or_insert_with(|| {
+                let (post, told) = watch::channel(None);
+                tasks.spawn(tend(self.tools.clone(), name.clone(), told, stop.clone()));
+                post
+            });
+            let before = post.borrow().as_ref().map(|it: &Arc<Plan>| it.described.clone());
+            match before {
+                Some(before) if before == plan.described => continue,
+                Some(_) => info!(subscriber = name, "has changed: it finishes and starts anew"),
+                None => info!(subscriber = name, "starts"),
+            }
+            self.metrics.count("taken");
+            post.send_replace(Some(Arc::new(plan)));
+        }
+        let running = posts.values().filter(|it| it.borrow().is_some()).count();
+        self.metrics.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+    }
+
+    fn plan(&self, worker: &WorkerConfig) -> Plan {
+        let secrets: Vec<_> = worker.secret_files().map(|it| (it, FileStamp::read(it))).collect();
+        Plan {
+            config: Arc::clone(&self.config),
+            name: worker.name().to_owned(),
+            described: format!("{:?}", (worker, secrets)),
+        }
+    }
+}
+
+/// Runs what it is told to until `stop`.
+async fn tend(
+    tools: Tools,
+    name: String,
+    mut told: watch::Receiver<Option<Arc<Plan>>>,
+    stop: CancellationToken,
+) {
+    let mut said = String::new();
+    loop {
+        let plan = told.borrow_and_update().clone();
+        let Some(plan) = plan else {
+            tools.metrics.forget(&name);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = told.changed() => continue,
+            }
+        };
+        let end = stop.child_token();
+        let running = tools.run(&plan, end.clone());
+        tokio::pin!(running);
+        let failed = tokio::select! {
+            biased;
+            ended = &mut running => ended.err(),
+            // One consumer is not read by two: the next begins when this one has finished.
+            _ = told.changed() => {
+                end.cancel();
+                running.await.err()
+            }
+        };
+        if stop.is_cancelled() {
+            return;
+        }
+        let Some(failed) = failed else {
+            said.clear();
+            continue;
+        };
+        let error = format!("{failed:#}");
+        if error != said {
+            warn!(subscriber = name, error, "cannot run yet; it is tried again every few seconds");
+            said = error;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = told.changed() => {}
+            () = sleep(RETRY_PAUSE) => {}
+        }
+    }
+}
+
+impl Tools {
+    async fn run(&self, plan: &Plan, stop: CancellationToken) -> anyhow::Result<()> {
+        let worker = plan.worker()?;
+        let effect = wiring::worker(&plan.config, worker, &self.store)?;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            ready = self.consumer(&plan.config, worker) => ready?,
+        }
+        let (settings, log) = (worker.settings.clone(), Arc::clone(&self.log));
+        let (store, metrics) = (self.store.clone(), self.metrics.clone());
+        vestibule_workers::run(effect, settings, log, store, metrics, stop).await
+    }
+
+    /// Sees to it that the stream has its consumer. The local log makes one when it is opened.
+    async fn consumer(&self, config: &Config, worker: &WorkerConfig) -> anyhow::Result<()> {
+        let Some(nats) = &config.nats else { return Ok(()) };
+        let name = worker.name();
+        if let Some(stream) = &self.provisioner {
+            migrate::let_in(nats, stream).await?;
+            let provisioned = stream.provision(&[consumer_spec(name, &worker.settings)]).await;
+            return provisioned.map(drop).context("could not make its consumer");
+        }
+        if self.log.backlog(name).await?.is_none() {
+            bail!(
+                "its consumer does not exist, and this process may not make it: run `vestibule \
+                 subscriber add {name}` or `vestibule migrate`"
+            );
+        }
+        Ok(())
+    }
+}
