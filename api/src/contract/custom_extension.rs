@@ -433,5 +433,7 @@ impl Shape {
             .find(|it| it.claim == name)
             .or_else(|| self.attributes.iter().find(|it| it.claim.eq_ignore_ascii_case(name)))
             .or_else(|| self.attributes.iter().find(|it| is_short_for(it)))
+            // A rule may use the platform's own name where ours is another, as with the address.
+            .or_else(|| self.attributes.iter().find(|it| it.spelling.eq_ignore_ascii_case(name)))
     }
 }

@@ -544,6 +544,26 @@ async fn a_validation_error_stands_beside_the_field_that_is_meant() -> anyhow::R
     Ok(())
 }
 
+/// The address and the surname have names of ours, and keep those of the platform.
+#[tokio::test]
+async fn what_a_rule_calls_as_the_platform_does_has_the_type_that_came() -> anyhow::Result<()> {
+    let rules = vec![set(&[("emailaddress", "false"), ("lastName", "5")])];
+    let endpoint = Endpoint::new(extension_with(rules)).await?;
+    let kind = "microsoft.graph.stringDirectoryAttributeValue";
+    let attributes = json!({
+        "EmailAddress": { "@odata.type": kind, "value": "ada@example.com" },
+        "lastName": { "@odata.type": kind, "value": "Byron" },
+    });
+    let body = with_attributes("attributeCollectionStart", attributes, None);
+
+    let reply = endpoint.post(PATH, &body).await?;
+
+    assert_eq!(judge_reply(&asked(Event::Start, &body), &reply), Ok(()), "{}", reply.body);
+    let expected = json!({ "EmailAddress": "false", "lastName": "5" });
+    assert_eq!(action(&reply.body)["inputs"], expected);
+    Ok(())
+}
+
 #[tokio::test]
 async fn token_claims_are_texts_within_three_kilobytes() -> anyhow::Result<()> {
     let long = format!("'{}'", "x".repeat(2000));
