@@ -206,6 +206,7 @@ impl Round {
             url: server.url(),
             credentials: NatsCredentials::None,
             role: Role::Provisioner,
+            inbox_prefix: None,
             stream: "SIGNUPS".to_owned(),
             duplicate_window: Duration::from_secs(600),
             refusal_window: Duration::from_secs(30),

@@ -92,6 +92,7 @@ pub(crate) fn stream_config(
         url: nats.url.clone(),
         credentials,
         role,
+        inbox_prefix: None,
         stream: nats.stream.clone(),
         duplicate_window: config.log.duplicate_window,
         refusal_window: config.log.refusal_window,

@@ -70,7 +70,11 @@ impl Subscriber {
         }
     }
 
-    /// Who we are to NATS: a user with the rights of `worker` in `nats.conf`.
+    /// Who we are to NATS: the user that `vestibule subscriber grant` makes, or one with the rights of
+    /// `worker` in `nats.conf`.
+    ///
+    /// Answers come under `_INBOX_` and the user's name, which is all that such a user may listen to;
+    /// without a user's name, under `_INBOX_worker`.
     pub fn credentials(self, credentials: NatsCredentials) -> Self {
         Self { credentials, ..self }
     }
@@ -186,10 +190,17 @@ impl Subscriber {
         credentials: &NatsCredentials,
     ) -> anyhow::Result<JetStream> {
         const HOUR: Duration = Duration::from_secs(60 * 60);
+        let inbox_prefix = match (role, credentials) {
+            (Role::Worker, NatsCredentials::UserPassword { user, .. }) => {
+                Some(format!("_INBOX_{user}"))
+            }
+            _ => None,
+        };
         let config = JetStreamConfig {
             url: self.url.clone(),
             credentials: credentials.clone(),
             role,
+            inbox_prefix,
             stream: self.stream.clone(),
             // What the stream is to be: only whoever makes or fills it asks for these.
             duplicate_window: HOUR,

@@ -90,11 +90,12 @@ pub(super) async fn open(
 
 /// Who we are, in a form that any client of ours can go on from.
 pub(super) async fn options(config: &JetStreamConfig) -> Result<ConnectOptions, LogError> {
+    let inbox_prefix = config.inbox_prefix.as_deref().unwrap_or(config.role.inbox_prefix());
     Ok(authenticated(&config.credentials)
         .await
         .map_err(LogError::Refused)?
         .name(format!("vestibule-{}", config.role.as_str()))
-        .custom_inbox_prefix(config.role.inbox_prefix())
+        .custom_inbox_prefix(inbox_prefix)
         .connection_timeout(Duration::from_secs(2)))
 }
 

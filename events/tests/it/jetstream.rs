@@ -23,6 +23,7 @@ pub(crate) fn config(nats: &Nats) -> JetStreamConfig {
         url: nats.url(),
         credentials: NatsCredentials::None,
         role: Role::Provisioner,
+        inbox_prefix: None,
         stream: "SIGNUPS".into(),
         duplicate_window: Duration::from_secs(600),
         refusal_window: Duration::from_secs(30),

@@ -23,6 +23,7 @@ async fn connect(nats: &Nats, role: Role) -> anyhow::Result<JetStream> {
             password: "secret".into(),
         },
         role,
+        inbox_prefix: None,
         stream: "SIGNUPS".to_owned(),
         duplicate_window: Duration::from_secs(600),
         refusal_window: Duration::from_secs(30),

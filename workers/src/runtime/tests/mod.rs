@@ -68,6 +68,7 @@ async fn stream(nats: &Nats) -> anyhow::Result<JetStream> {
         url: nats.url(),
         credentials: NatsCredentials::None,
         role: Role::Provisioner,
+        inbox_prefix: None,
         stream: "SIGNUPS".into(),
         duplicate_window: Duration::from_secs(600),
         refusal_window: Duration::from_secs(30),
