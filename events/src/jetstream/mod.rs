@@ -52,6 +52,8 @@ pub struct JetStreamConfig {
     pub url: String,
     pub credentials: NatsCredentials,
     pub role: Role,
+    /// Where answers come; `None` for the prefix of the role. A user may listen to its own only.
+    pub inbox_prefix: Option<String>,
     /// The stream's name, `SIGNUPS` unless several installations share an account.
     pub stream: String,
     /// How long a repeated call is the same event.
