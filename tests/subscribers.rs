@@ -2,6 +2,7 @@
 //! let into NATS with no more than they need.
 
 mod manual;
+mod operation;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -54,6 +54,7 @@ pub use notifications::Begun;
 pub use pausing::PausedWorker;
 pub use people::PersonRecord;
 pub use recipients::RoleHolder;
+pub use removal::Memory;
 pub use retries::{AfterFailure, Failed, FailedEvent, Retry, SetAside, Standing};
 pub use session::Dialect as StoreConnection;
 pub use store::{Store, StoreOptions, StoreUrl};

@@ -1,21 +1,32 @@
 //! What a worker leaves behind that is no more.
 
-use time::OffsetDateTime;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     Store, StoreError,
-    session::execute,
+    session::{Session, execute},
     text::{Moment, storable, storable_time},
 };
+
+/// What a worker that comes back under the name of a removed one knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// What was done stays done, and what was dropped stays dropped.
+    Kept,
+    /// Nothing: it is another worker, and is given every event from where it starts.
+    Lost,
+}
 
 impl Store {
     /// Gives up everything that is set aside for a worker, all of it at once: what waits for an
     /// attempt is forgotten, dead letters are dropped, with who did it, and a pause is lifted.
     ///
-    /// For a worker that no process runs any more. What it has done stays.
+    /// For a worker that no process runs any more. Where its memory is lost, its dead letters and
+    /// attempts are kept under a name that says when it was removed, and that no worker can have.
     pub async fn remove_worker(
         &self,
         worker: &str,
+        memory: Memory,
         actor: &str,
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
@@ -46,6 +57,27 @@ impl Store {
             &mut session,
             sqlx::query("DELETE FROM paused_workers WHERE worker = $1").bind(worker)
         )?;
+        if memory == Memory::Lost {
+            forget(&mut session, worker, now).await?;
+        }
         session.commit().await
     }
+}
+
+/// An event that stands as done, dropped or delivered under a name is not given to that name again.
+async fn forget(
+    session: &mut Session,
+    worker: &str,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    let at = storable_time(now).format(&Rfc3339).expect("every time in UTC can be written");
+    let former = format!("{worker}, removed {at}");
+    for statement in [
+        "UPDATE dead_letters SET worker = $2 WHERE worker = $1",
+        "UPDATE attempts SET worker = $2 WHERE worker = $1",
+    ] {
+        execute!(session, sqlx::query(statement).bind(worker).bind(&former))?;
+    }
+    execute!(session, sqlx::query("DELETE FROM inbox WHERE worker = $1").bind(worker))?;
+    Ok(())
 }

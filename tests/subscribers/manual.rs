@@ -8,7 +8,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Context, ensure};
 use vestibule_testkit::{Process, eventually, free_port};
 
-use super::{accept, lag};
+use super::{accept, lag, run};
 use crate::{
     scaled_out::Stack,
     support::{LIMIT, Site},
@@ -133,12 +133,17 @@ async fn the_consumer_of_the_manual_is_made_and_granted() -> anyhow::Result<()> 
     follow(&stack.site, "nats", 0).await?;
 
     let conf = std::fs::read_to_string(stack.site.path().join("nats.conf"))?;
-    assert!(conf.contains("user: warehouse"), "{conf}");
+    assert!(conf.contains("user: \"warehouse\""), "{conf}");
     let (_api, base) = stack.api(&[]).await?;
     accept(&base, "ada@example.com").await?;
     eventually(LIMIT, "the event waits for its team", async || {
         let it = lag(&stack.site, "warehouse").await?;
         anyhow::Ok(it["waiting"] == 1)
     })
-    .await
+    .await?;
+    let remove = ["subscriber", "remove", "warehouse", "--yes", "--by", "grace"];
+    let removed = run(&stack.site, &remove).await?.stdout;
+    assert!(removed.contains("take the user warehouse out of the account"), "{removed}");
+    assert!(!stack.site.path().join("subscribers/warehouse.password").exists());
+    Ok(())
 }

@@ -14,7 +14,7 @@ use vestibule_api::ApprovalDesk;
 use vestibule_events::{ConnectorName, Person, Verdict};
 use vestibule_store::{ApprovalFilter, ApprovalRequest, Decided, RequestState, Store};
 
-use crate::{cli::Output, config::Config, wiring};
+use crate::{cli::Output, config::Config, dead::say, wiring};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ApprovalsCommand {
@@ -102,8 +102,7 @@ pub(crate) async fn approvals(command: ApprovalsCommand, config: &Config) -> any
     match command {
         ApprovalsCommand::List(args) => list(&store, args).await,
         ApprovalsCommand::Show { which, output } => {
-            show(&find(&store, &which.request).await?, output);
-            Ok(())
+            show(&find(&store, &which.request).await?, output)
         }
         ApprovalsCommand::Approve(args) => decide(config, &store, Verdict::Approve, args).await,
         ApprovalsCommand::Deny(args) => decide(config, &store, Verdict::Deny, args).await,
@@ -118,11 +117,11 @@ async fn list(store: &Store, args: ListArgs) -> anyhow::Result<()> {
     match output {
         Output::Json => {
             let requests: Vec<_> = requests.iter().map(as_json).collect();
-            println!("{}", Value::from(requests));
+            say!("{}", Value::from(requests))?;
         }
         Output::Table if requests.is_empty() => {
             let state = state.map_or(String::new(), |it| format!("{it} "));
-            println!("there is no {state}request for approval");
+            say!("there is no {state}request for approval")?;
         }
         Output::Table => {
             let mut table = Table::new();
@@ -138,9 +137,9 @@ async fn list(store: &Store, args: ListArgs) -> anyhow::Result<()> {
                     email(it).unwrap_or("-").to_owned(),
                 ]);
             }
-            println!("{table}");
+            say!("{table}")?;
             if requests.len() == usize::try_from(limit).unwrap_or(usize::MAX) {
-                println!("there may be more; --limit shows up to 500");
+                say!("there may be more; --limit shows up to 500")?;
             }
         }
     }
@@ -164,10 +163,10 @@ async fn find(store: &Store, request: &str) -> anyhow::Result<ApprovalRequest> {
     }
 }
 
-fn show(request: &ApprovalRequest, output: Output) {
+fn show(request: &ApprovalRequest, output: Output) -> anyhow::Result<()> {
     if output == Output::Json {
-        println!("{}", as_json(request));
-        return;
+        say!("{}", as_json(request))?;
+        return Ok(());
     }
     let sign_up = &request.event.sign_up;
     let mut table = Table::new();
@@ -199,7 +198,8 @@ fn show(request: &ApprovalRequest, output: Output) {
     let rules = request.event.decision.reasons.iter();
     let rules = rules.map(|it| format!("{} ({})", it.rule, it.effect.as_str()));
     row("rules", Some(rules.collect::<Vec<_>>().join(", ")));
-    println!("{table}");
+    say!("{table}")?;
+    Ok(())
 }
 
 async fn decide(
@@ -218,12 +218,12 @@ async fn decide(
         Decided::Now => {
             let request = find(store, &id.to_string()).await?;
             match output {
-                Output::Json => println!("{}", as_json(&request)),
-                Output::Table => println!(
+                Output::Json => say!("{}", as_json(&request))?,
+                Output::Table => say!(
                     "request {id} is {}; its event is published by the running `vestibule up` or \
                      `vestibule api`",
                     request.state
-                ),
+                )?,
             }
             Ok(())
         }

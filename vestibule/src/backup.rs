@@ -30,6 +30,7 @@ use vestibule_events::{LocalLog, LogContents, LogCopy};
 use crate::{
     cli::Output,
     config::{Config, StoreTarget},
+    dead::say,
     simulate::progress,
     wiring,
 };
@@ -136,15 +137,15 @@ pub(crate) async fn backup(
 
 fn say(manifest: &Manifest, output: Output, text: impl FnOnce() -> String) -> anyhow::Result<()> {
     match output {
-        Output::Json => println!("{}", serde_json::to_string(manifest)?),
+        Output::Json => say!("{}", serde_json::to_string(manifest)?)?,
         Output::Table => {
             let Manifest { events, last_sequence, made_at, .. } = manifest;
             let made_at = made_at.format(&Rfc3339)?;
-            println!("events up to sequence {last_sequence} ({events} of them), as of {made_at}");
+            say!("events up to sequence {last_sequence} ({events} of them), as of {made_at}")?;
             for (from, through) in &manifest.lost {
-                println!("LOST: events {from} to {through} could not be read");
+                say!("LOST: events {from} to {through} could not be read")?;
             }
-            println!("{}", text());
+            say!("{}", text())?;
         }
     }
     Ok(())

@@ -20,6 +20,7 @@ use self::{places::Places, reference::Findings};
 use crate::{
     cli::Output,
     config::{Complaints, Config, SecretSource, StoreTarget, TlsConfig, WorkerConfig},
+    dead::say,
     wiring,
 };
 
@@ -45,7 +46,7 @@ pub(crate) async fn check(
         Ok(config) => config,
         Err(error) => {
             if let (Output::Json, Some(mistakes)) = (output, error.downcast_ref::<Complaints>()) {
-                println!("{}", json!({ "ok": false, "mistakes": mistakes.complaints }));
+                say!("{}", json!({ "ok": false, "mistakes": mistakes.complaints }))?;
             }
             return Err(error);
         }
@@ -54,7 +55,7 @@ pub(crate) async fn check(
     if refused().next().is_some() {
         let mistakes: Vec<_> = refused().flat_map(|it| &it.complaints).collect();
         if output == Output::Json {
-            println!("{}", json!({ "ok": false, "mistakes": mistakes }));
+            say!("{}", json!({ "ok": false, "mistakes": mistakes }))?;
         }
         let refused: Vec<_> = refused().map(ToString::to_string).collect();
         anyhow::bail!(refused.join("\n"));
@@ -69,28 +70,28 @@ pub(crate) async fn check(
     }
     if !mistakes.is_empty() {
         if output == Output::Json {
-            println!("{}", json!({ "ok": false, "mistakes": mistakes, "warnings": warnings }));
+            say!("{}", json!({ "ok": false, "mistakes": mistakes, "warnings": warnings }))?;
         }
         return Err(places.mistakes(mistakes).into());
     }
-    say(&config, &warnings, file, output);
-    Ok(())
+    say(&config, &warnings, file, output)
 }
 
-fn say(config: &Config, warnings: &[String], file: &Path, output: Output) {
+fn say(config: &Config, warnings: &[String], file: &Path, output: Output) -> anyhow::Result<()> {
     match output {
-        Output::Json => println!("{}", json!({ "ok": true, "warnings": warnings })),
+        Output::Json => say!("{}", json!({ "ok": true, "warnings": warnings }))?,
         Output::Table => {
             let mut table = Table::new();
             table.load_style(NOTHING);
             table.add_rows(summary(config));
-            println!("{table}");
+            say!("{table}")?;
             for warning in warnings {
-                println!("warning: {warning}");
+                say!("warning: {warning}")?;
             }
-            println!("{} is fine", file.display());
+            say!("{} is fine", file.display())?;
         }
     }
+    Ok(())
 }
 
 /// What a start would make of it, a line each.

@@ -101,7 +101,7 @@ pub(crate) enum Command {
     /// Without one of the commands below, runs the workers that are named, or all.
     #[command(override_usage = WORKER_USAGE, after_help = WORKER_EXAMPLES)]
     Worker {
-        /// Which workers to run; all that are configured where none is named
+        /// Which workers to run, `subscribers` for all of these; everything where none is named
         #[arg(value_name = "NAME")]
         names: Vec<String>,
         #[command(subcommand)]

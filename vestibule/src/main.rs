@@ -26,13 +26,14 @@ mod trying;
 mod wiring;
 mod workers;
 
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
 use crate::{
     cli::{Cli, Command, Common},
     config::Config,
+    dead::say,
     telemetry::begin_logging,
 };
 
@@ -52,7 +53,9 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut script);
+        say!("{}", String::from_utf8_lossy(&script).trim_end())?;
         return Ok(ExitCode::SUCCESS);
     }
     begin_logging(&cli.common)?;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 
-use crate::config::Config;
+use crate::{config::Config, dead::say};
 
 pub(crate) async fn ready(
     admin: Option<SocketAddr>,
@@ -32,6 +32,6 @@ pub(crate) async fn ready(
         .await
         .with_context(|| format!("nobody answers at {url}; is the process running?"))?;
     let ready = answer.status().is_success();
-    println!("{}", answer.text().await?);
+    say!("{}", answer.text().await?)?;
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -31,6 +31,7 @@ use vestibule_workers::Preview;
 use crate::{
     cli::Output,
     config::{Config, ConnectorConfig},
+    dead::say,
     trial::{self, Ask, ListEntries, STANDINGS, StandIns, Trial},
 };
 
@@ -116,8 +117,8 @@ pub(crate) async fn try_call(args: TryArgs, config: &Config) -> anyhow::Result<(
     let tried =
         Tried { connector, sign_up, decision: &decision, effects, answers, messages, notes };
     match args.output {
-        Output::Json => println!("{}", tried.json()),
-        Output::Table => println!("{}", tried.text()?),
+        Output::Json => say!("{}", tried.json())?,
+        Output::Table => say!("{}", tried.text()?)?,
     }
     Ok(())
 }

@@ -15,12 +15,12 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use vestibule_events::{Backlog, EventLog, LocalLog, Replay, Role, Start};
-use vestibule_store::{Done, PausedWorker, SetAside, Store};
+use vestibule_store::{Done, Memory, PausedWorker, SetAside, Store};
 
 use crate::{
     approvals::{approver, at},
     cli::Output,
-    config::{BUILT_IN, Config, WorkerConfig, did_you_mean},
+    config::{BUILT_IN, Config, WorkerConfig, did_you_mean, is_ours},
     dead::{answer, reason, say},
     migrate, replay, wiring,
 };
@@ -432,7 +432,10 @@ pub(crate) async fn remove_leftovers(
     if left.backlog != Waiting::NoConsumer {
         remove_consumer(config, name, in_use).await?;
     }
-    let removed = store.remove_worker(name, by, OffsetDateTime::now_utc()).await;
+    // What ours have done is there to be seen in the store. A subscriber of the same name may be
+    // another one altogether.
+    let memory = if is_ours(name) { Memory::Kept } else { Memory::Lost };
+    let removed = store.remove_worker(name, memory, by, OffsetDateTime::now_utc()).await;
     removed.context("the consumer is removed, and what the store has set aside is not; try again")
 }
 

@@ -63,6 +63,7 @@ on_both! {
     }
     removal {
         nothing_waits_for_a_worker_that_was_removed,
+        a_worker_added_again_is_given_what_the_former_has_done_or_given_up,
     }
     approvals {
         a_request_is_opened_once_and_keeps_the_sign_up_as_it_came,

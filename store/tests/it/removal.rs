@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use vestibule_events::SignUpEvent;
-use vestibule_store::{AfterFailure, FailedAttempt, FailedEvent, LetterState, Standing};
+use vestibule_store::{
+    AfterFailure, Failed, FailedAttempt, FailedEvent, LetterState, Memory, Standing,
+};
 
 use crate::home::{Home, NOW, event};
 
@@ -38,7 +40,7 @@ pub(crate) async fn nothing_waits_for_a_worker_that_was_removed(home: &Home) -> 
     }
     store.redrive(&[2], |_| NOW, "grace", NOW).await?;
 
-    store.remove_worker("gone", "grace", NOW).await?;
+    store.remove_worker("gone", Memory::Kept, "grace", NOW).await?;
 
     let aside = store.set_aside_of_all().await?;
     assert_eq!(aside.keys().collect::<Vec<_>>(), ["here"]);
@@ -56,5 +58,38 @@ pub(crate) async fn nothing_waits_for_a_worker_that_was_removed(home: &Home) -> 
         assert_eq!(letter.history.len(), before + 1);
         assert_eq!(store.standing("gone", event.id).await?, Standing::Dropped);
     }
+    Ok(())
+}
+
+pub(crate) async fn a_worker_added_again_is_given_what_the_former_has_done_or_given_up(
+    home: &Home,
+) -> anyhow::Result<()> {
+    let store = home.store().await?;
+    let [done, parked, dropped] = [(1, "ada"), (2, "eve"), (3, "bob")].map(|(n, it)| event(n, it));
+    for worker in ["again", "here"] {
+        store.mark_done(worker, done.id, NOW).await?;
+        for event in [&parked, &dropped] {
+            store.fail(&failed(worker, event)?, |_| AfterFailure::Park).await?;
+        }
+    }
+    store.drop_letters(&[2], "grace", "a test", NOW).await?;
+
+    // Twice, as somebody may who tries it out.
+    for turn in 1..=2_u8 {
+        let now = NOW + Duration::from_secs(turn.into());
+        store.remove_worker("again", Memory::Lost, "grace", now).await?;
+        for event in [&done, &parked, &dropped] {
+            assert_eq!(store.standing("again", event.id).await?, Standing::Open);
+        }
+        let failed = store.fail(&failed("again", &parked)?, |_| AfterFailure::Park).await?;
+        assert!(matches!(failed, Failed::Parked { .. }), "{failed:?}");
+    }
+
+    let former = store.letter(1).await?.expect("is kept");
+    assert_eq!(former.letter.worker, "again, removed 2026-11-22T10:00:01.123456Z");
+    assert_eq!(former.letter.state, LetterState::Dropped);
+    assert_eq!((former.history.len(), former.attempts.len()), (2, 1), "{former:?}");
+    assert_eq!(store.standing("here", done.id).await?, Standing::Done);
+    assert_eq!(store.standing("here", parked.id).await?, Standing::Parked);
     Ok(())
 }

@@ -32,7 +32,9 @@ pub(crate) use self::{
     reader::{Complaint, Complaints, Document, Section, did_you_mean},
     reference::{ListConfig, LookupConfig, ReferenceConfig},
     secret::SecretSource,
-    subscribers::{SubscriberConfig, SubscribersConfig, Way, WaySettings, check_name, stamps},
+    subscribers::{
+        SubscriberConfig, SubscribersConfig, Way, WaySettings, check_name, is_ours, stamps,
+    },
     workers::{
         BUILT_IN, ChannelConfig, ConfirmConfig, EffectConfig, PermissionsConfig, WorkerConfig,
     },

@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 use secrecy::SecretString;
 use vestibule_api::FileStamp;
 use vestibule_events::{Kind, relay};
-use vestibule_workers::{ExecSettings, Filtered, WebhookSettings};
+use vestibule_workers::{ExecSettings, Filtered, WebhookSettings, WorkerSettings};
 
 use self::{exec::ExecConfig, webhook::WebhookConfig};
 use super::{
@@ -36,6 +36,9 @@ pub(crate) struct SubscribersConfig {
     /// Files that cannot be used, with what is wrong.
     pub(crate) refused: Vec<RefusedFile>,
 }
+
+/// Whose file the folder is, where it cannot be read: no subscriber can be called this.
+const NOBODY: &str = "";
 
 /// A file that makes no subscriber.
 #[derive(Debug)]
@@ -104,6 +107,15 @@ impl Way {
             Self::Exec(it) => it.secrets(),
             Self::Nats => Vec::new(),
         }
+    }
+
+    /// What it reads besides its own file.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        let authorities = match self {
+            Self::Webhook(it) => it.authorities.as_deref(),
+            Self::Exec(_) | Self::Nats => None,
+        };
+        self.secrets().into_iter().filter_map(SecretSource::file).chain(authorities)
     }
 
     /// What the worker needs, or `None` where none of ours runs. `timeout` is of an attempt.
@@ -194,7 +206,8 @@ const KINDS: &[Kind] = &[Kind::Accepted, Kind::Approved];
 
 /// Commands of `vestibule subscriber` and `vestibule worker`, and users of `nats.conf`: each would be
 /// taken for the other.
-const TAKEN: [&str; 12] = [
+const TAKEN: [&str; 13] = [
+    SubscribersConfig::ALL,
     "list",
     "pause",
     "resume",
@@ -213,6 +226,11 @@ const TAKEN: [&str; 12] = [
 /// the process only that has it open.
 const REMOVE: &str = ".remove";
 
+/// Whether workers of Vestibule's own are called this.
+pub(crate) fn is_ours(name: &str) -> bool {
+    BUILT_IN.contains(&name) || name.starts_with("statements-")
+}
+
 /// Says why a subscriber cannot be called this.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let is_plain = name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -223,8 +241,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
              the first of them a letter, at most 63"
         ));
     }
-    let is_ours = BUILT_IN.contains(&name) || name.starts_with("statements-");
-    if is_ours || name == relay::CONSUMER {
+    if is_ours(name) || name == relay::CONSUMER {
         return Err(format!("`{name}` is a worker of Vestibule's own; choose another name"));
     }
     if TAKEN.contains(&name) {
@@ -245,6 +262,9 @@ pub(super) struct Around<'a> {
 }
 
 impl SubscribersConfig {
+    /// By this word a process is told to run every subscriber.
+    pub(crate) const ALL: &str = "subscribers";
+
     /// The `subscribers` of `vestibule.toml`: the name of the folder, or tables. Relative paths
     /// start at `folder`, where that file is.
     pub(super) fn read(root: &mut Section<'_>, file: &Path, around: Around<'_>) -> Self {
@@ -269,7 +289,7 @@ impl SubscribersConfig {
             Ok(files) => files,
             Err(error) => {
                 let message = format!("could not read the folder of subscribers: {error}");
-                return self.refused.push(RefusedFile::new("", &self.folder, message));
+                return self.refused.push(RefusedFile::new(NOBODY, &self.folder, message));
             }
         };
         for file in files {
@@ -300,23 +320,39 @@ impl SubscribersConfig {
             .map_err(|complaints| RefusedFile { name: name.to_owned(), complaints })
     }
 
-    /// Tells the process that has the log open to forget a consumer, and waits until it has.
+    /// Tells the process that has the log open to forget a consumer, and waits until it has: what is
+    /// in hand is finished first.
     pub(crate) async fn ask_to_remove(&self, consumer: &str) -> anyhow::Result<()> {
-        const LIMIT: Duration = Duration::from_secs(30);
+        const LOOK_EVERY: Duration = Duration::from_millis(100);
         let note = self.folder.join(format!(".{consumer}{REMOVE}"));
         let written =
             std::fs::create_dir_all(&self.folder).and_then(|()| std::fs::write(&note, ""));
         written.with_context(|| format!("could not write {}", note.display()))?;
-        let gone = tokio::time::timeout(LIMIT, async {
+        let gone = tokio::time::timeout(self.removal_limit(consumer), async {
             while note.exists() {
-                tokio::time::sleep(LIMIT / 300).await;
+                tokio::time::sleep(LOOK_EVERY).await;
             }
         });
         if gone.await.is_err() {
             drop(std::fs::remove_file(&note));
-            bail!("the process that has the log open did not remove the consumer {consumer}");
+            bail!(
+                "the process that has the log open did not remove the consumer {consumer}: either \
+                 it may not write in {}, or an attempt still runs; mend that, or wait, and remove \
+                 {consumer} again",
+                self.folder.display()
+            );
         }
         Ok(())
+    }
+
+    /// How long a process may take to let go of a subscriber.
+    fn removal_limit(&self, name: &str) -> Duration {
+        /// To see that its file is gone, and to let go of what it holds.
+        const LET_GO: Duration = Duration::from_secs(30);
+        let found = self.subscribers.iter().find(|it| it.name() == name);
+        // What is in force of a file that is wrong now, nobody but the process knows.
+        let attempt = found.map_or(WorkerSettings::default().timeout, |it| it.settings.timeout);
+        attempt + LET_GO
     }
 
     /// The consumers that are to be forgotten, each with the note that says so.
@@ -332,15 +368,22 @@ impl SubscribersConfig {
             .collect()
     }
 
-    /// The secrets of all that may change while they run.
-    pub(crate) fn secret_files(&self) -> impl Iterator<Item = &Path> {
-        self.subscribers.iter().flat_map(WorkerConfig::secret_files)
+    /// What they read besides their own files, and may change while they run.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.subscribers.iter().flat_map(WorkerConfig::files)
     }
 
     /// The names of all, those that cannot be used among them.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         let usable = self.subscribers.iter().map(WorkerConfig::name);
-        usable.chain(self.refused.iter().map(|it| it.name.as_str()))
+        let refused = self.refused.iter().map(|it| it.name.as_str());
+        usable.chain(refused.filter(|it| *it != NOBODY))
+    }
+
+    /// Whether one that cannot be used now may be there nevertheless: its file is wrong, or nobody
+    /// can tell.
+    pub(crate) fn may_still_be(&self, name: &str) -> bool {
+        self.refused.iter().any(|it| it.name == name || it.name == NOBODY)
     }
 }
 
@@ -472,12 +515,13 @@ mod tests {
     }
 
     #[test]
-    fn a_webhook_says_where_its_secrets_are() {
+    fn a_webhook_says_which_files_it_reads() {
         let webhook = "[webhook]\nurl = \"https://crm.example.com/\"\nkeys = [\"env:KEY\"]\n\
-                       headers = { x-plain = \"yes\", x-secret = \"file:/run/token\" }\n";
+                       headers = { x-plain = \"yes\", x-secret = \"file:/run/token\" }\n\
+                       authorities = \"ours.pem\"\n";
         let worker = read(webhook).unwrap().unwrap();
-        let files: Vec<_> = worker.secret_files().collect();
-        assert_eq!(files, [Path::new("/run/token")]);
+        let files: Vec<_> = worker.files().collect();
+        assert_eq!(files, [Path::new("/run/token"), Path::new("subscribers/ours.pem")]);
     }
 
     #[test]
@@ -524,9 +568,19 @@ mod tests {
         for good in ["crm", "crm-2", "a_b"] {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }
-        for bad in
-            ["", "CRM", "1a", "a.b", "a b", "../a", "notify", "relay", "list", "statements-crm"]
-        {
+        for bad in [
+            "",
+            "CRM",
+            "1a",
+            "a.b",
+            "a b",
+            "../a",
+            "notify",
+            "relay",
+            "list",
+            "subscribers",
+            "statements-crm",
+        ] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
         assert!(check_name(&"a".repeat(64)).is_err());
@@ -569,6 +623,15 @@ mod tests {
         assert_eq!(refused, ["List", "table", "wrong"]);
         assert!(config.all_workers().any(|it| it.name() == "audit"));
         assert!(found.refused[1].error().contains("has [subscribers.table]; keep one"));
+    }
+
+    #[test]
+    fn whoever_removes_a_subscriber_waits_for_the_longest_attempt() {
+        let slow = format!("timeout = \"5m\"\n{EXEC}");
+        let config = load("", &[("subscribers/slow.toml", &slow)]);
+        let limit = |name| config.subscribers.removal_limit(name);
+        assert!(limit("slow") > Duration::from_secs(5 * 60), "{:?}", limit("slow"));
+        assert!(limit("gone") > WorkerSettings::default().timeout, "{:?}", limit("gone"));
     }
 
     #[test]

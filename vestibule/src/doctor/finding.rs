@@ -5,7 +5,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 
-use crate::cli::Output;
+use crate::{cli::Output, dead::say};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -64,21 +64,21 @@ impl Finding {
 }
 
 /// Prints all findings; a critical one is a failure.
-pub(super) fn report(findings: &[Finding], output: Output) -> ExitCode {
+pub(super) fn report(findings: &[Finding], output: Output) -> anyhow::Result<ExitCode> {
     let worst = findings.iter().map(|it| it.state).max().unwrap_or(State::Ok);
     match output {
         Output::Json => {
             let findings = serde_json::json!({ "state": worst, "findings": findings });
-            println!("{findings}");
+            say!("{findings}")?;
         }
         Output::Table => {
-            println!("{}", table(findings, std::io::stdout().is_terminal()));
+            say!("{}", table(findings, std::io::stdout().is_terminal()))?;
             let count = |state| findings.iter().filter(|it| it.state == state).count();
             let [critical, warnings] = [State::Critical, State::Warning].map(count);
-            println!("\n{} checks, {critical} critical, {warnings} warnings", findings.len());
+            say!("\n{} checks, {critical} critical, {warnings} warnings", findings.len())?;
         }
     }
-    if worst == State::Critical { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    Ok(if worst == State::Critical { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// What to change stands below what was found, so that a command can be copied whole.

@@ -46,7 +46,7 @@ pub(crate) async fn doctor(
         Err(error) => {
             let remedy = "mend the configuration; `vestibule check` says the same";
             let finding = Finding::critical("configuration", format!("{error:#}"), remedy);
-            return Ok(finding::report(&[finding], args.output));
+            return finding::report(&[finding], args.output);
         }
     };
     let mut findings = configuration(&config);
@@ -56,7 +56,7 @@ pub(crate) async fn doctor(
         findings.extend(nats::findings(&config, nats, args.monitoring.as_deref()).await);
     }
     findings.extend(store::findings(&config).await);
-    Ok(finding::report(&findings, args.output))
+    finding::report(&findings, args.output)
 }
 
 fn configuration(config: &Config) -> Vec<Finding> {

@@ -10,12 +10,15 @@ use anyhow::Context;
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use vestibule_events::{EventLog, JetStream, LocalLog, Role};
+use vestibule_events::{ConsumerSpec, EventLog, JetStream, LocalLog, Role};
 use vestibule_store::{Store, StoreError};
-use vestibule_workers::WorkerMetrics;
+use vestibule_workers::{WorkerMetrics, consumer_spec};
 
 use super::subscribers::{Crew, SubscriberMetrics, Tools};
-use crate::{config::Config, migrate, wiring};
+use crate::{
+    config::{Config, NatsConfig},
+    migrate, wiring,
+};
 
 /// Between two looks at a server that is away.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -44,7 +47,15 @@ pub(super) async fn run(
         let (settings, log) = (worker.settings.clone(), Arc::clone(&log));
         let (store, metrics, stop) = (store.clone(), metrics.clone(), stop.clone());
         let name = worker.name().to_owned();
+        let (config, provisioner) = (Arc::clone(&config), provisioner.clone());
         workers.spawn(async move {
+            if let (Some(nats), Some(stream)) = (&config.nats, &provisioner) {
+                let spec = consumer_spec(&name, &settings);
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = consumer(nats, stream, &spec) => {}
+                }
+            }
             let ended = vestibule_workers::run(effect, settings, log, store, metrics, stop).await;
             if let Err(error) = ended {
                 error!(worker = name, error = format!("{error:#}"), "a worker has ended");
@@ -103,15 +114,15 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable(_))))
 }
 
-/// Prepares the stream as `vestibule migrate` does, as soon as it can be reached; gives who may go on
-/// doing so.
+/// Prepares the stream as `vestibule migrate` does, as soon as it can be reached; gives who may make
+/// the consumers.
 async fn stream(config: &Config) -> anyhow::Result<Option<JetStream>> {
     let Some(nats) = &config.nats else { return Ok(None) };
     // One connection for all attempts: a client that is dropped while its server is away goes on
     // trying to reach it.
     let stream = wiring::stream(config, nats, Role::Provisioner).await?;
     let mut said = String::new();
-    while let Err(error) = migrate::provision(config, nats, &stream).await {
+    while let Err(error) = migrate::provision_stream(nats, &stream).await {
         let error = format!("{error:#}");
         if error != said {
             warn!(error, "could not prepare the stream; events wait in the local log");
@@ -120,4 +131,18 @@ async fn stream(config: &Config) -> anyhow::Result<Option<JetStream>> {
         sleep(PAUSE).await;
     }
     Ok(Some(stream))
+}
+
+/// Makes the consumer of a worker, however long that takes: no other worker waits for it.
+async fn consumer(nats: &NatsConfig, stream: &JetStream, spec: &ConsumerSpec) {
+    let mut said = String::new();
+    while let Err(error) = migrate::provision_consumer(nats, stream, spec).await {
+        let error = format!("{error:#}");
+        if error != said {
+            let worker = &spec.name;
+            warn!(worker, error, "cannot run yet, and its events wait; it is tried again");
+            said = error;
+        }
+        sleep(PAUSE).await;
+    }
 }

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::Path};
 
 use vestibule_events::Protocol;
 
-use crate::config::{Config, ConnectorConfig, CredentialConfig, SecretSource, WorkerConfig};
+use crate::{
+    config::{Config, ConnectorConfig, CredentialConfig, SecretSource, WorkerConfig},
+    dead::say,
+};
 
 /// Made from the configuration, and printed once the addresses are known.
 pub(super) struct Banner {
@@ -55,10 +58,11 @@ impl Banner {
                 format!("Try a sign-up:\n\n  {call} \\\n    {url}\n\nand see its event:  {command}")
             },
         );
-        println!(
+        // Nobody need listen.
+        drop(say!(
             "Vestibule is up.\n\n  connector  {url}\n  admin      http://{admin} (/healthz, \
              /readyz, /metrics)\n{text}\n{call}\n\nCtrl-C stops.",
-        );
+        ));
     }
 }
 

@@ -27,7 +27,10 @@ use self::{
     subscribers::{Crew, SubscriberMetrics, Tools},
 };
 use crate::{
-    config::{self, BUILT_IN, Config, NatsConfig, StoreTarget, WorkerConfig, did_you_mean},
+    config::{
+        self, BUILT_IN, Config, NatsConfig, StoreTarget, SubscribersConfig, WorkerConfig,
+        did_you_mean,
+    },
     readiness::Parts,
     wiring,
 };
@@ -107,9 +110,9 @@ async fn start_api(
     } else {
         parts.stream = Some(process.relay(&config, nats, &log).await?);
     }
-    // The connector itself needs no store; requests for approval and who waits for an account are
-    // kept there.
-    if config.has_outbox() {
+    // The connector itself needs no store; requests for approval, who waits for an account and
+    // devices are kept there.
+    if config.has_outbox() || config.devices.is_some() {
         let store = Arc::new(OnceLock::new());
         let opening = backstage::open_store(Arc::clone(&config), Arc::clone(&store));
         let stop = process.stop_of(Stage::Behind);
@@ -121,7 +124,8 @@ async fn start_api(
         });
         parts.store = Some(store);
     }
-    let connector = process.connector(&config, parts.store.clone(), &log).await?;
+    let requests = parts.store.clone().filter(|_| config.has_outbox());
+    let connector = process.connector(&config, requests, &log).await?;
     let admin = process.admin(parts, &config).await?;
     info!(%connector, %admin, "the connector answers");
     Ok(process)
@@ -163,9 +167,10 @@ async fn start_worker(
         process.spawn(Stage::Workers, worker.name(), Without::Ends, run);
     }
     if names.is_empty() || names.iter().any(|it| !BUILT_IN.contains(&it.as_str())) {
+        let runs_all = names.iter().any(|it| it == SubscribersConfig::ALL);
         let crew = Crew {
             config: Arc::clone(&config),
-            names: names.to_vec(),
+            names: if runs_all { Vec::new() } else { names.to_vec() },
             metrics: SubscriberMetrics::register(&mut process.registry),
             tools: Tools {
                 log: Arc::new(stream.clone()),
@@ -224,7 +229,7 @@ fn chosen_workers<'a>(
     if configured.is_empty() && !subscribers.folder.is_dir() {
         bail!("the configuration has no worker; add a [workers.NAME] section or a subscriber");
     }
-    for name in names {
+    for name in names.iter().filter(|it| *it != SubscribersConfig::ALL) {
         if !configured.contains(&name.as_str()) {
             bail!("there is no worker `{name}`{}", did_you_mean(name, &configured));
         }

@@ -2,18 +2,20 @@
 //!
 //! The folder of subscribers and the configuration are looked at each second; a change counts once it
 //! has been the same at two looks. A new subscriber starts; a changed one finishes what it has in hand
-//! and starts anew; one whose file is gone stops, and its consumer stays with what waits for it. A
-//! wrong file is refused, and its subscriber goes on as it was. One that cannot run yet (its consumer
-//! does not exist, a secret is missing) says so once, and starts as soon as it can.
+//! and starts anew, once it can; one whose file is gone stops, and its consumer stays with what waits
+//! for it. A wrong file is refused, and its subscriber goes on as it was; so do all while the folder
+//! cannot be read. One that cannot run yet (its consumer does not exist, a secret is missing) says so
+//! once, and starts as soon as it can; no other waits for it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -21,7 +23,7 @@ use prometheus_client::{
 };
 use tokio::{
     sync::watch,
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,7 +31,7 @@ use tracing::{debug, error, info, warn};
 use vestibule_api::FileStamp;
 use vestibule_events::{EventLog, JetStream, LocalLog};
 use vestibule_store::Store;
-use vestibule_workers::{WorkerMetrics, consumer_spec};
+use vestibule_workers::{Worker, WorkerMetrics, WorkerSettings, consumer_spec};
 
 use super::reload::{Look, Settling};
 use crate::{
@@ -109,6 +111,8 @@ impl SubscriberMetrics {
 struct Plan {
     config: Arc<Config>,
     name: String,
+    /// Otherwise it takes its events from the stream itself, and needs its consumer only.
+    runs_here: bool,
     /// Everything about it, to see whether it has changed.
     described: String,
 }
@@ -128,6 +132,7 @@ type Stamps = Vec<(PathBuf, Option<FileStamp>)>;
 
 impl Crew {
     pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        warn_if_others_may_write(&self.config.subscribers.folder);
         let (mut posts, mut tasks) = (BTreeMap::new(), JoinSet::new());
         let mut said = BTreeSet::new();
         self.assign(&mut posts, &mut tasks, &mut said, &stop);
@@ -187,11 +192,11 @@ impl Crew {
 
     async fn stamps(&self) -> Stamps {
         let (folder, file) = (self.config.subscribers.folder.clone(), self.config.file.clone());
-        let secrets: Vec<_> = self.config.subscribers.secret_files().map(PathBuf::from).collect();
+        let files: Vec<_> = self.config.subscribers.files().map(PathBuf::from).collect();
         // A file system may hang, and with it whoever asks.
         let look = move || {
             let mut stamps = config::stamps(&folder);
-            let more = secrets.into_iter().chain([file]);
+            let more = files.into_iter().chain([file]);
             stamps.extend(more.map(|it| (it.clone(), FileStamp::read(&it))));
             stamps
         };
@@ -220,15 +225,17 @@ impl Crew {
         self.metrics.refused.set(i64::try_from(found.refused.len()).unwrap_or(i64::MAX));
 
         let is_ours = |name: &str| self.names.is_empty() || self.names.iter().any(|it| it == name);
-        let here = found.subscribers.iter().filter(|it| it.runs_here() && is_ours(it.name()));
+        let may_provision = self.tools.provisioner.is_some();
+        let here = found.subscribers.iter().filter(|it| it.runs_here() || may_provision);
+        let here = here.filter(|it| is_ours(it.name()));
         let plans: BTreeMap<_, _> = here.map(|it| (it.name().to_owned(), self.plan(it))).collect();
         for (name, post) in &*posts {
-            let is_refused = found.refused.iter().any(|it| it.name == *name);
-            if !plans.contains_key(name) && !is_refused && post.send_replace(None).is_some() {
+            let stays = plans.contains_key(name) || found.may_still_be(name);
+            if !stays && post.send_replace(None).is_some() {
                 self.metrics.count("taken");
                 info!(
                     subscriber = name,
-                    "stops, for its file is gone or says `enabled = false`; its consumer and what \
+                    "let go, for its file is gone or says `enabled = false`; its consumer and what \
                      waits for it stay"
                 );
             }
@@ -242,96 +249,156 @@ impl Crew {
             let before = post.borrow().as_ref().map(|it: &Arc<Plan>| it.described.clone());
             match before {
                 Some(before) if before == plan.described => continue,
-                Some(_) => info!(subscriber = name, "has changed: it finishes and starts anew"),
-                None => info!(subscriber = name, "starts"),
+                Some(_) => info!(subscriber = name, "has changed: it starts anew"),
+                None => info!(subscriber = name, "is taken up"),
             }
             self.metrics.count("taken");
             post.send_replace(Some(Arc::new(plan)));
         }
-        let running = posts.values().filter(|it| it.borrow().is_some()).count();
+        let runs = |post: &&Post| post.borrow().as_ref().is_some_and(|it| it.runs_here);
+        let running = posts.values().filter(runs).count();
         self.metrics.running.set(i64::try_from(running).unwrap_or(i64::MAX));
     }
 
     fn plan(&self, worker: &WorkerConfig) -> Plan {
-        let secrets: Vec<_> = worker.secret_files().map(|it| (it, FileStamp::read(it))).collect();
+        let files: Vec<_> = worker.files().map(|it| (it, FileStamp::read(it))).collect();
         Plan {
             config: Arc::clone(&self.config),
             name: worker.name().to_owned(),
-            described: format!("{:?}", (worker, secrets)),
+            runs_here: worker.runs_here(),
+            described: format!("{:?}", (worker, files)),
         }
     }
 }
 
-/// Runs what it is told to until `stop`.
+/// What runs is in these files, commands among it.
+fn warn_if_others_may_write(folder: &Path) {
+    let mode = std::fs::metadata(folder).map_or(0, |it| it.permissions().mode());
+    if mode & 0o022 != 0 {
+        warn!(
+            folder = %folder.display(),
+            "others than its owner may write into the folder of subscribers, and so have commands \
+             run here: `chmod go-w` it"
+        );
+    }
+}
+
+/// Runs what it is told to until `stop`. What runs goes on until what is told next can begin.
 async fn tend(
     tools: Tools,
     name: String,
     mut told: watch::Receiver<Option<Arc<Plan>>>,
     stop: CancellationToken,
 ) {
+    // Holds who runs, if anybody does.
+    let mut running = JoinSet::new();
+    let mut end = stop.child_token();
     let mut said = String::new();
-    loop {
+    while !stop.is_cancelled() {
         let plan = told.borrow_and_update().clone();
         let Some(plan) = plan else {
+            end.cancel();
+            while running.join_next().await.is_some() {}
             tools.metrics.forget(&name);
             tokio::select! {
-                () = stop.cancelled() => return,
-                _ = told.changed() => continue,
+                () = stop.cancelled() => {}
+                _ = told.changed() => {}
             }
-        };
-        let end = stop.child_token();
-        let running = tools.run(&plan, end.clone());
-        tokio::pin!(running);
-        let failed = tokio::select! {
-            biased;
-            ended = &mut running => ended.err(),
-            // One consumer is not read by two: the next begins when this one has finished.
-            _ = told.changed() => {
-                end.cancel();
-                running.await.err()
-            }
-        };
-        if stop.is_cancelled() {
-            return;
-        }
-        let Some(failed) = failed else {
-            said.clear();
             continue;
+        };
+        let prepared = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            _ = told.changed() => continue,
+            prepared = tools.prepare(&plan) => prepared,
+        };
+        let failed = match prepared {
+            Ok(ready) => {
+                end.cancel();
+                // One consumer is not read by two: the next begins when this one has finished.
+                while running.join_next().await.is_some() {}
+                end = stop.child_token();
+                running.spawn(tools.clone().run(ready, end.clone()));
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break,
+                    _ = told.changed() => {
+                        said.clear();
+                        continue;
+                    }
+                    ended = running.join_next() => why_it_ended(ended),
+                }
+            }
+            Err(error) => error,
         };
         let error = format!("{failed:#}");
         if error != said {
-            warn!(subscriber = name, error, "cannot run yet; it is tried again every few seconds");
+            if running.is_empty() {
+                warn!(subscriber = name, error, "cannot run yet; it is tried again");
+            } else {
+                warn!(
+                    subscriber = name,
+                    error,
+                    "its change cannot be used yet, so it goes on as it was; it is tried again"
+                );
+            }
             said = error;
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {}
             _ = told.changed() => {}
             () = sleep(RETRY_PAUSE) => {}
         }
     }
+    while running.join_next().await.is_some() {}
+}
+
+fn why_it_ended(ended: Option<Result<anyhow::Result<()>, JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Ok(Err(error))) => error,
+        // What a panic says may quote an event.
+        Some(Err(_panic)) => anyhow!("it panicked"),
+        Some(Ok(Ok(()))) | None => anyhow!("it ended by itself"),
+    }
+}
+
+/// A subscriber that can begin.
+struct Ready {
+    /// `None` where nothing runs here.
+    effect: Option<Arc<dyn Worker>>,
+    settings: WorkerSettings,
 }
 
 impl Tools {
-    async fn run(&self, plan: &Plan, stop: CancellationToken) -> anyhow::Result<()> {
+    /// Everything that can fail without anything having changed for whoever runs.
+    async fn prepare(&self, plan: &Plan) -> anyhow::Result<Ready> {
         let worker = plan.worker()?;
-        let effect = wiring::worker(&plan.config, worker, &self.store)?;
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            ready = self.consumer(&plan.config, worker) => ready?,
-        }
-        let (settings, log) = (worker.settings.clone(), Arc::clone(&self.log));
-        let (store, metrics) = (self.store.clone(), self.metrics.clone());
-        vestibule_workers::run(effect, settings, log, store, metrics, stop).await
+        let effect = if plan.runs_here {
+            Some(wiring::worker(&plan.config, worker, &self.store)?)
+        } else {
+            None
+        };
+        self.consumer(&plan.config, worker).await?;
+        Ok(Ready { effect, settings: worker.settings.clone() })
     }
 
-    /// Sees to it that the stream has its consumer. The local log makes one when it is opened.
+    async fn run(self, ready: Ready, stop: CancellationToken) -> anyhow::Result<()> {
+        let Ready { effect, settings } = ready;
+        let Some(effect) = effect else {
+            stop.cancelled().await;
+            return Ok(());
+        };
+        vestibule_workers::run(effect, settings, self.log, self.store, self.metrics, stop).await
+    }
+
+    /// Sees to it that the stream has its consumer, and as it should be. The local log makes one when
+    /// it is opened.
     async fn consumer(&self, config: &Config, worker: &WorkerConfig) -> anyhow::Result<()> {
         let Some(nats) = &config.nats else { return Ok(()) };
         let name = worker.name();
+        let spec = consumer_spec(name, &worker.settings);
         if let Some(stream) = &self.provisioner {
-            migrate::let_in(nats, stream).await?;
-            let provisioned = stream.provision(&[consumer_spec(name, &worker.settings)]).await;
-            return provisioned.map(drop).context("could not make its consumer");
+            return migrate::provision_consumer(nats, stream, &spec).await.map(drop);
         }
         if self.log.backlog(name).await?.is_none() {
             bail!(
@@ -339,6 +406,8 @@ impl Tools {
                  subscriber add {name}` or `vestibule migrate`"
             );
         }
+        // Nothing is taken from it here: this only looks whether it fits.
+        self.log.consumer(spec).await.map(drop)?;
         Ok(())
     }
 }

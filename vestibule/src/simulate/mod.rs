@@ -38,6 +38,7 @@ use self::{
 use crate::{
     cli::Output,
     config::{Config, ConnectorConfig, CredentialConfig, SecretSource, did_you_mean},
+    dead::say,
 };
 
 const EXAMPLES: &str = "\
@@ -150,8 +151,8 @@ pub(crate) async fn simulate(
     let ended_early = platform.hopeless();
     let summary = Summary { run, seed, url, sign_ups, took, tally, checked, ended_early };
     match args.output {
-        Output::Json => println!("{}", summary.json()),
-        Output::Table => println!("{summary}"),
+        Output::Json => say!("{}", summary.json())?,
+        Output::Table => say!("{summary}")?,
     }
     Ok(if summary.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

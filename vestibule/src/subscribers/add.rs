@@ -122,11 +122,9 @@ async fn provisioned(config: &Config, worker: &WorkerConfig) -> anyhow::Result<S
         return Ok("made by the running `vestibule up`".to_owned());
     };
     let stream = wiring::stream(config, nats, Role::Provisioner).await?;
-    migrate::let_in(nats, &stream).await?;
     let spec = consumer_spec(worker.name(), &worker.settings);
-    let made = stream.provision(&[spec]).await.context("could not make its consumer")?;
-    let (name, made) = made.consumers.first().context("one was asked for")?;
-    Ok(format!("{name} of the stream {}: {made}", nats.stream))
+    let made = migrate::provision_consumer(nats, &stream, &spec).await?;
+    Ok(format!("{} of the stream {}: {made}", spec.name, nats.stream))
 }
 
 fn tell(

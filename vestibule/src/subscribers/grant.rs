@@ -5,11 +5,12 @@
 //! events, or publish. The server's file holds a hash of its password.
 
 use std::{
+    os::unix::fs::{MetadataExt as _, chown},
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use data_encoding::BASE64URL_NOPAD;
 
@@ -39,16 +40,24 @@ pub(super) async fn grant(config: &Config, args: &GrantArgs) -> anyhow::Result<(
     );
     let nats = config.nats.as_ref().context("a [nats] subscriber needs a [nats] section")?;
     let file = config.subscribers.folder.join(format!("{name}.password"));
-    let password = password(&file)?;
+    let (password, is_new) = password(&file)?;
     // Made by us and long, so nobody guesses it: the cheapest hash is as good as any.
     let hash = bcrypt::hash_with_result(&password, 4).context("could not hash the password")?;
     let user = user(name, &nats.stream, &hash.format_for_version(bcrypt::Version::TwoB));
-    match &args.apply {
+    let changed =
+        args.apply.as_deref().map(|path| Changed::prepare(path, name, &user)).transpose()?;
+    // Nothing can be wrong any more but the disk; and the server must not have a user whose password
+    // nobody knows.
+    if is_new {
+        write_private(&file, &format!("{password}\n"))?;
+    }
+    match changed {
         None => {
             say!("Among the users of the account {} in nats.conf:\n\n{user}", nats_conf::ACCOUNT)?;
         }
-        Some(path) => {
-            apply(path, name, &user)?;
+        Some(changed) => {
+            let path = changed.path.clone();
+            changed.install()?;
             say!("{} has the user {name} now. Let the server read it:", path.display())?;
             say!("  nats-server --signal reload")?;
         }
@@ -59,24 +68,23 @@ pub(super) async fn grant(config: &Config, args: &GrantArgs) -> anyhow::Result<(
     Ok(())
 }
 
-/// The password of before, so that a grant can be printed again; or a new one.
-fn password(file: &Path) -> anyhow::Result<String> {
+/// The password of before, so that a grant can be printed again, or a new one; and whether it is new.
+fn password(file: &Path) -> anyhow::Result<(String, bool)> {
     if file.exists() {
         let text = std::fs::read_to_string(file)
             .with_context(|| format!("could not read {}", file.display()))?;
-        return Ok(text.trim().to_owned());
+        return Ok((text.trim().to_owned(), false));
     }
-    let password = BASE64URL_NOPAD.encode(&rand::random::<[u8; 24]>());
-    write_private(file, &format!("{password}\n"))?;
-    Ok(password)
+    Ok((BASE64URL_NOPAD.encode(&rand::random::<[u8; 24]>()), true))
 }
 
-/// Today's shape of acknowledgements, and the one that 2.16 uses by default.
+/// Today's shape of acknowledgements, and the one that 2.16 uses by default. The name is in quotes:
+/// the server takes `on` or `no` for something else than a text.
 fn user(name: &str, stream: &str, hash: &str) -> String {
     format!(
         r#"# The subscriber {name}: takes its own events and acknowledges them.
 {{
-  user: {name}
+  user: "{name}"
   password: "{hash}"
   permissions {{
     publish {{
@@ -93,23 +101,61 @@ fn user(name: &str, stream: &str, hash: &str) -> String {
     )
 }
 
-/// Changes the server's file as a whole or not at all, once the server would take it.
-fn apply(path: &Path, name: &str, user: &str) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("could not read {}", path.display()))?;
-    let changed = nats_conf::with_user(&text, name, user)
-        .map_err(|error| anyhow::anyhow!("{} is left as it is: {error}", path.display()))?;
-    // Beside it, because what it includes is found from there.
-    let new = path.with_extension("conf.new");
-    std::fs::write(&new, &changed).with_context(|| format!("could not write {}", new.display()))?;
-    let done = look_through(&new, &changed).and_then(|()| {
-        std::fs::set_permissions(&new, std::fs::metadata(path)?.permissions())?;
-        Ok(std::fs::rename(&new, path)?)
-    });
-    if done.is_err() {
-        drop(std::fs::remove_file(&new));
+/// The server's file with one user more, beside what it is to replace: as a whole or not at all.
+struct Changed {
+    path: PathBuf,
+    new: PathBuf,
+}
+
+impl Changed {
+    /// Refuses what the server would not take.
+    fn prepare(path: &Path, name: &str, user: &str) -> anyhow::Result<Self> {
+        let unreadable = || format!("could not read {}", path.display());
+        // A link stays one: what it names is changed.
+        let path = std::fs::canonicalize(path).with_context(unreadable)?;
+        let text = std::fs::read_to_string(&path).with_context(unreadable)?;
+        let changed = nats_conf::with_user(&text, name, user)
+            .map_err(|error| anyhow!("{} is left as it is: {error}", path.display()))?;
+        // Beside it, because what it includes is found from there.
+        let mut new = path.clone().into_os_string();
+        new.push(".new");
+        let it = Self { new: new.into(), path };
+        // What somebody left behind who was interrupted.
+        drop(std::fs::remove_file(&it.new));
+        it.write(&changed)
+            .and_then(|()| look_through(&it.new, &changed))
+            .with_context(|| format!("{} is left as it is", it.path.display()))?;
+        Ok(it)
     }
-    done.with_context(|| format!("{} is left as it is", path.display()))
+
+    /// For the eyes of whoever may read the file of before: secrets stand in it.
+    fn write(&self, text: &str) -> anyhow::Result<()> {
+        write_private(&self.new, text)?;
+        let (before, now) = (std::fs::metadata(&self.path)?, std::fs::metadata(&self.new)?);
+        if (before.uid(), before.gid()) != (now.uid(), now.gid()) {
+            chown(&self.new, Some(before.uid()), Some(before.gid())).with_context(|| {
+                format!(
+                    "could not keep its owner, {}:{}; run this as root, or as its owner",
+                    before.uid(),
+                    before.gid()
+                )
+            })?;
+        }
+        std::fs::set_permissions(&self.new, before.permissions())?;
+        Ok(std::fs::File::open(&self.new)?.sync_all()?)
+    }
+
+    fn install(self) -> anyhow::Result<()> {
+        std::fs::rename(&self.new, &self.path)
+            .with_context(|| format!("{} is left as it is", self.path.display()))
+    }
+}
+
+/// Nothing is left of what was not installed.
+impl Drop for Changed {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.new));
+    }
 }
 
 /// Has the server look at its configuration, where there is one on this machine.

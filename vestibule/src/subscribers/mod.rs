@@ -10,7 +10,11 @@ mod remove;
 mod sample;
 mod snippets;
 
-use std::{os::unix::fs::OpenOptionsExt, path::Path, process::ExitCode};
+use std::{
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -216,9 +220,43 @@ fn subscriber(worker: &WorkerConfig) -> Option<&SubscriberConfig> {
 }
 
 /// Writes a file that only its owner reads, and that was not there.
+///
+/// It belongs to whom its folder belongs to: an operator who is root writes for a process that is not.
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.with_context(|| format!("could not write {}", path.display()))
+    let written = || {
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let mut file = file?;
+        file.write_all(text.as_bytes())?;
+        let folder = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
+        let (folder, ours) = (folder.metadata()?, file.metadata()?);
+        if folder.uid() != ours.uid() {
+            fchown(&file, Some(folder.uid()), Some(folder.gid()))?;
+        }
+        std::io::Result::Ok(())
+    };
+    written().with_context(|| format!("could not write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
+    use super::*;
+
+    #[test]
+    fn a_private_file_is_for_the_owner_of_its_folder_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        // Whoever is not root has folders of one owner only.
+        let given = chown(folder.path(), Some(12_345), Some(12_345));
+        let owner = folder.path().metadata().unwrap().uid();
+        assert_eq!(given.is_ok(), owner == 12_345);
+
+        let file = folder.path().join("crm.key");
+        write_private(&file, "whsec_").unwrap();
+
+        let written = file.metadata().unwrap();
+        assert_eq!((written.uid(), written.permissions().mode() & 0o777), (owner, 0o600));
+        assert!(write_private(&file, "another").is_err(), "it was there");
+    }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Error, bail};
 
-use super::known;
+use super::{known, nats_conf};
 use crate::{
     config::{Config, check_name},
     dead::{answer, say},
@@ -32,28 +32,33 @@ pub(super) async fn remove(config: &Config, name: &str, by: &str, yes: bool) -> 
     if !file.exists() && leaves.is_none() {
         known(config, name)?;
     }
+    let files = ["toml", "key", "password"].map(|extension| file.with_extension(extension));
+    let files: Vec<_> = files.into_iter().filter(|it| it.exists()).collect();
     say!("This removes {name}:")?;
-    if file.exists() {
+    for file in &files {
         say!("  {}", file.display())?;
     }
     for line in leaves.iter().flat_map(workers::Seen::leftovers) {
         say!("{line}")?;
     }
+    say!("  what is known of it: one that is added under this name later is another one")?;
     if !yes && !answer("\nRemove it?")?.unwrap_or(false) {
         bail!("nothing was removed; --yes removes it without a question");
     }
-    for extension in ["toml", "key", "password"] {
-        let file = file.with_extension(extension);
-        match std::fs::remove_file(&file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("could not remove {}", file.display()));
-            }
-            _ => {}
-        }
+    for file in &files {
+        std::fs::remove_file(file)
+            .with_context(|| format!("could not remove {}", file.display()))?;
     }
-    if let Some(leaves) = leaves {
-        workers::remove_leftovers(config, &store, name, by, &leaves, InUse::Tell).await?;
-    }
+    let leaves = leaves.unwrap_or_default();
+    workers::remove_leftovers(config, &store, name, by, &leaves, InUse::Tell).await?;
     say!("\n{name} is removed")?;
+    // Only whoever was granted one has a password.
+    if files.iter().any(|it| it.extension().is_some_and(|it| it == "password")) {
+        say!(
+            "\nIts user of NATS is not: take the user {name} out of the account {} in nats.conf, and \
+             let the server read it:\n  nats-server --signal reload",
+            nats_conf::ACCOUNT
+        )?;
+    }
     Ok(())
 }

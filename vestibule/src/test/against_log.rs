@@ -29,6 +29,7 @@ use super::TestArgs;
 use crate::{
     cli::Output,
     config::Config,
+    dead::say,
     replay::{self, Moment},
     trial::{self, Ask, ListEntries, STANDINGS, StandIns, Trial},
 };
@@ -68,8 +69,8 @@ pub(super) async fn test(args: &TestArgs, since: Moment, config: &Config) -> any
     }
     progress.finish_and_clear();
     match args.output {
-        Output::Json => println!("{}", tally.json()),
-        Output::Table => println!("{}", tally.text()?),
+        Output::Json => say!("{}", tally.json())?,
+        Output::Table => say!("{}", tally.text()?)?,
     }
     if tally.unreadable > 0 {
         bail!("{} events could not be read; the log lines above say where", tally.unreadable);

@@ -27,6 +27,7 @@ use self::{
 use crate::{
     cli::Output,
     config::Config,
+    dead::say,
     replay::{Moment, parse_moment},
     trial::Trial,
 };
@@ -113,8 +114,8 @@ async fn run_cases(args: &TestArgs, config: &Config) -> anyhow::Result<bool> {
         summary.unreached = unreached(config, &summary.reached);
     }
     match args.output {
-        Output::Json => println!("{}", summary.json()),
-        Output::Table => println!("{}", summary.text()?),
+        Output::Json => say!("{}", summary.json())?,
+        Output::Table => say!("{}", summary.text()?)?,
     }
     Ok(summary.failed == 0)
 }

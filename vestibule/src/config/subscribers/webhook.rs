@@ -21,7 +21,7 @@ pub(crate) struct WebhookConfig {
     template: Option<String>,
     headers: Vec<(String, Text)>,
     auth: Option<AuthConfig>,
-    authorities: Option<PathBuf>,
+    pub(super) authorities: Option<PathBuf>,
     networks: Vec<ipnet::IpNet>,
 }
 

@@ -24,7 +24,7 @@ pub(crate) use self::{
     statements::StatementsConfig,
 };
 use super::{
-    ApprovalsConfig, MINUTE, SecretSource, SubscriberConfig, Way,
+    ApprovalsConfig, MINUTE, SubscriberConfig, Way,
     reader::{Section, quoted},
 };
 
@@ -64,13 +64,13 @@ impl WorkerConfig {
         !matches!(&self.effect, EffectConfig::Subscriber(SubscriberConfig { way: Way::Nats, .. }))
     }
 
-    /// The secrets of a subscriber that may change while it runs.
-    pub(crate) fn secret_files(&self) -> impl Iterator<Item = &Path> {
+    /// What a subscriber reads besides its own file, and may change while it runs.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         let subscriber = match &self.effect {
             EffectConfig::Subscriber(it) => Some(it),
             _ => None,
         };
-        subscriber.into_iter().flat_map(|it| it.way.secrets()).filter_map(SecretSource::file)
+        subscriber.into_iter().flat_map(|it| it.way.files())
     }
 }
 
