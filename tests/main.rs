@@ -19,6 +19,7 @@ mod platforms;
 mod rolling;
 mod scaled_out;
 mod statements;
+mod storm;
 mod subscribers;
 mod support;
 mod tools;

@@ -22,22 +22,22 @@ use crate::support::{LIMIT, Site, Up, http};
 
 /// An ntfy server and a receiver of signed webhooks in one: answers as planned, else 200.
 #[derive(Clone, Default)]
-struct Receiver {
+pub(crate) struct Receiver {
     plan: Arc<Mutex<VecDeque<u16>>>,
     calls: Arc<Mutex<Vec<Call>>>,
 }
 
 #[derive(Clone, Debug)]
-struct Call {
-    path: String,
-    headers: BTreeMap<String, String>,
+pub(crate) struct Call {
+    pub(crate) path: String,
+    pub(crate) headers: BTreeMap<String, String>,
     body: Vec<u8>,
     status: u16,
 }
 
 impl Receiver {
     /// With its address.
-    async fn start(plan: &[u16]) -> anyhow::Result<(Self, String)> {
+    pub(crate) async fn start(plan: &[u16]) -> anyhow::Result<(Self, String)> {
         let receiver = Self::default();
         receiver.plan.lock().unwrap_or_else(PoisonError::into_inner).extend(plan);
         let router = Router::new().fallback(take).with_state(receiver.clone());
@@ -47,7 +47,7 @@ impl Receiver {
         Ok((receiver, url))
     }
 
-    fn calls(&self) -> Vec<Call> {
+    pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -88,16 +88,16 @@ retry = { initial = "50ms", max = "200ms" }
 breaker = { failures = 1000 }
 "#;
 
-fn channel(name: &str, keys: &str) -> String {
+pub(crate) fn channel(name: &str, keys: &str) -> String {
     format!("\n[[workers.notify.channels]]\nname = \"{name}\"\n{keys}{TEXTS}")
 }
 
-/// A site that pushes to devices, which may be registered there.
-fn pushing(services: &PushServices, more: &str) -> anyhow::Result<Site> {
+/// Channels that push to devices, which may be registered there.
+pub(crate) fn push_channels(services: &PushServices) -> String {
     let url = services.url();
     let vapid = services.vapid_public_key();
     let (key_id, team, topic) = (PushServices::KEY_ID, PushServices::TEAM_ID, PushServices::TOPIC);
-    let config = [
+    [
         SOON,
         "[devices]\ntoken = \"env:DEVICES_TOKEN\"\npush_services = [\"127.0.0.1\"]\n",
         &channel(
@@ -120,13 +120,22 @@ fn pushing(services: &PushServices, more: &str) -> anyhow::Result<Site> {
                  team_id = \"{team}\"\ntopic = \"{topic}\"\nurl = \"{url}\"\n"
             ),
         ),
-        more,
-    ];
-    let mut site = Site::new(&config.concat())?;
+    ]
+    .concat()
+}
+
+/// What they need to know.
+pub(crate) fn set_push_secrets(site: &mut Site, services: &PushServices) {
     site.set("DEVICES_TOKEN", TOKEN);
     site.set("VAPID_KEY", &services.vapid_private_key());
     site.set("SERVICE_ACCOUNT", &services.service_account());
     site.set("APPLE_KEY", &services.apple_key());
+}
+
+/// A site that pushes to devices.
+fn pushing(services: &PushServices, more: &str) -> anyhow::Result<Site> {
+    let mut site = Site::new(&[&push_channels(services), more].concat())?;
+    set_push_secrets(&mut site, services);
     Ok(site)
 }
 
@@ -135,11 +144,24 @@ const ADA: &str = "ada.byron@example.com";
 
 /// Registers a device of Ada's; gives its id and her pseudonym.
 async fn register(up: &Up, device: Value) -> anyhow::Result<(String, String)> {
+    register_for(&up.admin, ADA, device).await
+}
+
+pub(crate) async fn register_for(
+    admin: &str,
+    email: &str,
+    device: Value,
+) -> anyhow::Result<(String, String)> {
     let mut registration = device;
-    registration["person"] = json!({ "email": ADA });
-    let call = http().post(format!("{}/devices", up.admin)).bearer_auth(TOKEN).json(&registration);
-    let answer = call.send().await?;
-    let (status, made): (_, Value) = (answer.status(), answer.json().await?);
+    registration["person"] = json!({ "email": email });
+    // The store opens while the connector answers already.
+    let (status, made): (_, Value) = eventually(LIMIT, "devices are registered", async || {
+        let call = http().post(format!("{admin}/devices")).bearer_auth(TOKEN).json(&registration);
+        let answer = call.send().await?;
+        let status = answer.status();
+        anyhow::Ok(if status == 503 { None } else { Some((status, answer.json().await?)) })
+    })
+    .await?;
     ensure!(status == 201, "{status}: {made}");
     let text = |name: &str| made[name].as_str().map(str::to_owned).context("not said");
     Ok((text("id")?, text("person")?))

@@ -11,7 +11,7 @@ use vestibule_testkit::{Graph, GraphCall, GraphFault, Scim, eventually};
 
 use crate::support::{Finished, LIMIT, Site, http};
 
-const GROUP: &str = "0e2d6a3c-guests";
+pub(crate) const GROUP: &str = "0e2d6a3c-guests";
 
 /// Longer than what one who was killed had in hand is kept from others.
 const LONG: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ ack_wait = "5s"
 retry = { initial = "200ms", max = "1s", tries = 1000 }
 "#;
 
-fn group(graph: &Graph) -> String {
+pub(crate) fn group(graph: &Graph) -> String {
     format!(
         r#"
 [[workers.permissions.targets]]
@@ -98,7 +98,7 @@ async fn wait_until_so(site: &Site, compared: usize) -> anyhow::Result<()> {
     .await
 }
 
-fn sorted(mut ids: Vec<String>) -> Vec<String> {
+pub(crate) fn sorted(mut ids: Vec<String>) -> Vec<String> {
     ids.sort_unstable();
     ids
 }

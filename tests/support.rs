@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use vestibule_testkit::Process;
 
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) const EXAMPLE: &str = include_str!("../vestibule.toml");
 
 /// The example configuration, on ports that the system chooses.

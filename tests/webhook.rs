@@ -27,7 +27,7 @@ use crate::support::{LIMIT, Site, Up, sign_up};
 const KEY: [u8; 32] = [7; 32];
 
 /// A customer database behind a webhook: it verifies each message and keeps it once, by its id.
-struct Customers {
+pub(crate) struct Customers {
     address: String,
     ledger: Arc<Mutex<Ledger>>,
     server: JoinHandle<()>,
@@ -64,7 +64,7 @@ enum Mood {
 }
 
 impl Customers {
-    async fn start() -> anyhow::Result<Self> {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?.to_string();
         let ledger = Arc::<Mutex<Ledger>>::default();
@@ -79,12 +79,17 @@ impl Customers {
     /// A site with it as the subscriber `crm`.
     fn site(&self, more: &str) -> anyhow::Result<Site> {
         let mut site = Site::new("")?;
-        site.set("CRM_KEY", &format!("whsec_{}", BASE64.encode(&KEY)));
         site.set("USER", "grace");
         // Nothing here goes where the environment says.
         for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"] {
             site.set(proxy, "http://127.0.0.1:9");
         }
+        self.subscribe(&mut site, more)?;
+        Ok(site)
+    }
+
+    pub(crate) fn subscribe(&self, site: &mut Site, more: &str) -> anyhow::Result<()> {
+        site.set("CRM_KEY", &format!("whsec_{}", BASE64.encode(&KEY)));
         let file = format!(
             "retry = {{ initial = \"10ms\", multiplier = 1, jitter = 0.0, tries = 30 }}\n\
              breaker = {{ failures = 1000000 }}\nack_wait = \"5s\"\n{more}\n\
@@ -92,12 +97,16 @@ impl Customers {
              networks = [\"127.0.0.0/8\"]\n",
             self.address
         );
-        site.write("subscribers/crm.toml", &file)?;
-        Ok(site)
+        site.write("subscribers/crm.toml", &file)
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.ledger)
+    }
+
+    /// How often each message came.
+    pub(crate) fn times(&self) -> Vec<usize> {
+        self.ledger().came.values().map(|it| it.times).collect()
     }
 
     fn turns(&self, mood: Mood) {
@@ -105,7 +114,7 @@ impl Customers {
     }
 
     /// Waits until messages about so many people, at least, have come.
-    async fn wait_for(&self, people: usize) -> anyhow::Result<()> {
+    pub(crate) async fn wait_for(&self, people: usize) -> anyhow::Result<()> {
         eventually(LIMIT, &format!("{people} messages came"), async || {
             anyhow::Ok(self.ledger().came.len() >= people)
         })
