@@ -10,6 +10,7 @@ CREATE TABLE devices (
     auth           text,                   -- web-push: the browser's secret
     label          text,
     created_at     timestamptz NOT NULL,
+    registered_at  timestamptz NOT NULL,   -- the last time
     last_used_at   timestamptz,
     removed_at     timestamptz,
     removed_reason text

@@ -10,6 +10,7 @@ CREATE TABLE devices (
     auth           TEXT,                   -- web-push: the browser's secret
     label          TEXT,
     created_at     TEXT NOT NULL,
+    registered_at  TEXT NOT NULL,          -- the last time
     last_used_at   TEXT,
     removed_at     TEXT,
     removed_reason TEXT

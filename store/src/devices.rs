@@ -103,6 +103,8 @@ impl DeviceAddress {
 pub struct Device {
     pub id: Uuid,
     pub person: Person,
+    /// The last time: an app may register what it is reached by at each start.
+    pub registered_at: OffsetDateTime,
     pub address: DeviceAddress,
 }
 
@@ -141,8 +143,9 @@ impl Store {
         let (id,): (Uuid,) = fetch_one!(
             &mut session,
             sqlx::query_as(
-                "INSERT INTO devices (id, person, kind, address, public_key, auth, label, created_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                "INSERT INTO devices (id, person, kind, address, public_key, auth, label,
+                     created_at, registered_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
                  ON CONFLICT (kind, address) WHERE removed_at IS NULL DO UPDATE SET
                      id = CASE WHEN devices.person = excluded.person
                           THEN devices.id ELSE excluded.id END,
@@ -151,7 +154,8 @@ impl Store {
                      last_used_at = CASE WHEN devices.person = excluded.person
                           THEN devices.last_used_at ELSE NULL END,
                      person = excluded.person, public_key = excluded.public_key,
-                     auth = excluded.auth, label = excluded.label
+                     auth = excluded.auth, label = excluded.label,
+                     registered_at = excluded.registered_at
                  RETURNING id"
             )
             .bind(Uuid::now_v7())
@@ -193,7 +197,7 @@ impl Store {
         let rows: Vec<DeviceRow> = fetch_all!(
             &mut session,
             sqlx::query_as(
-                "SELECT id, person, address, public_key, auth FROM devices
+                "SELECT id, person, registered_at, address, public_key, auth FROM devices
                  WHERE person = $1 AND kind = $2 AND removed_at IS NULL
                  ORDER BY id DESC LIMIT $3"
             )
@@ -271,6 +275,7 @@ impl From<RecordRow> for DeviceRecord {
 struct DeviceRow {
     id: Uuid,
     person: String,
+    registered_at: OffsetDateTime,
     address: Option<String>,
     public_key: Option<String>,
     auth: Option<String>,
@@ -290,6 +295,11 @@ impl DeviceRow {
             DeviceKind::Fcm => DeviceAddress::Fcm { token: secret },
             DeviceKind::Apns => DeviceAddress::Apns { token: secret },
         };
-        Ok(Device { id: self.id, person: Person::from_pseudonym(self.person), address })
+        Ok(Device {
+            id: self.id,
+            person: Person::from_pseudonym(self.person),
+            registered_at: self.registered_at,
+            address,
+        })
     }
 }

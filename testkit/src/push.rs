@@ -180,19 +180,26 @@ impl PushServices {
         random.fill(&mut auth).map_err(unspecified)?;
         let key = EphemeralPrivateKey::generate(&ECDH_P256, &random).map_err(unspecified)?;
         let public_key = key.compute_public_key().map_err(unspecified)?.as_ref().to_vec();
-        let mut knows = self.shared.knows();
-        let path = format!("/browser/{}", knows.browsers.len());
-        let subscription = json!({
-            "endpoint": format!("{}{path}", self.url),
-            "expirationTime": null,
-            "keys": {
-                "p256dh": BASE64URL_NOPAD.encode(&public_key),
-                "auth": BASE64URL_NOPAD.encode(&auth),
-            },
+        let keys = json!({
+            "p256dh": BASE64URL_NOPAD.encode(&public_key),
+            "auth": BASE64URL_NOPAD.encode(&auth),
         });
         let browser = Browser { key: Some(key), public_key, auth, read: None };
+        Ok(self.subscribed(browser, &keys))
+    }
+
+    /// A browser subscribes whose keys somebody else holds, and who reads what it is sent.
+    pub fn subscribe_with(&self, keys: &Value) -> Value {
+        let browser = Browser { key: None, public_key: vec![], auth: [0; 16], read: None };
+        self.subscribed(browser, keys)
+    }
+
+    fn subscribed(&self, browser: Browser, keys: &Value) -> Value {
+        let mut knows = self.shared.knows();
+        let path = format!("/browser/{}", knows.browsers.len());
+        let endpoint = format!("{}{path}", self.url);
         knows.browsers.insert(path, browser);
-        Ok(subscription)
+        json!({ "endpoint": endpoint, "expirationTime": null, "keys": keys })
     }
 
     /// What a browser has read, by its subscription.

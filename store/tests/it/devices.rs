@@ -55,6 +55,7 @@ pub(crate) async fn a_device_registered_again_is_the_same_one(home: &Home) -> an
     let devices = store.reachable_devices(&ada, DeviceKind::WebPush, 10).await?;
     assert_eq!(devices.len(), 1);
     assert_eq!((devices[0].id, auth_of(&devices[0])), (id, Some("two")));
+    assert_eq!(devices[0].registered_at, time_of(9), "the last time");
     assert!(!format!("{devices:?}").contains("push.example"), "how it is reached is a secret");
 
     // A browser in which somebody else signs in: no message for the first one goes there.

@@ -223,7 +223,8 @@ impl Notify {
         let row = format!("{channel}.{}", device.id);
         let Some(key) = self.begin(event, &row).await? else { return Ok(()) };
         let now = OffsetDateTime::now_utc();
-        match push.send(&device.address, message, event, &key, now).await? {
+        let pushed = push.send(device, message, event, &key, now).await;
+        match pushed.map_err(|error| named(error, &format!("device {}", device.id)))? {
             Pushed::Sent { id } => {
                 self.finish(event, &row, id.as_deref()).await?;
                 self.store.device_used(device.id, now).await?;
@@ -300,7 +301,7 @@ impl Worker for Notify {
         let concerned = self.channels.iter().filter(|channel| channel.filter.matches(event));
         let outcomes = join_all(concerned.map(async |channel| {
             let outcome = self.tell(channel, event).await;
-            outcome.map_err(|error| named(error, &channel.name))
+            outcome.map_err(|error| named(error, &format!("channel `{}`", channel.name)))
         }))
         .await;
         outcomes.into_iter().fold(Ok(()), worst)
@@ -322,14 +323,14 @@ fn is_repetition(event: &SignUpEvent) -> bool {
     event.kind == Kind::Pending && reasons.iter().any(|it| it.effect == Effect::AlreadyPending)
 }
 
-fn named(error: HandleError, channel: &str) -> HandleError {
-    let naming = || format!("channel `{channel}`");
+/// Says where it failed.
+fn named(error: HandleError, place: &str) -> HandleError {
     match error {
         HandleError::Retry { source, cause, after } => {
-            HandleError::Retry { source: source.context(naming()), cause, after }
+            HandleError::Retry { source: source.context(place.to_owned()), cause, after }
         }
         HandleError::Park { source, cause } => {
-            HandleError::Park { source: source.context(naming()), cause }
+            HandleError::Park { source: source.context(place.to_owned()), cause }
         }
         store @ HandleError::StoreUnavailable(_) => store,
     }

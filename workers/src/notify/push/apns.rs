@@ -100,13 +100,14 @@ impl Apns {
     pub(super) async fn send(
         &self,
         device: &SecretString,
+        registered_at: OffsetDateTime,
         note: &Note<'_>,
     ) -> Result<Pushed, HandleError> {
         let used = self.provider.token(note.now);
-        match self.post(device, note, &used).await? {
+        match self.post(device, registered_at, note, &used).await? {
             Answer::TokenExpired if self.provider.may_discard(&used, note.now) => {
                 let renewed = self.provider.token(note.now);
-                self.post(device, note, &renewed).await?.verdict()
+                self.post(device, registered_at, note, &renewed).await?.verdict()
             }
             answer => answer.verdict(),
         }
@@ -115,6 +116,7 @@ impl Apns {
     async fn post(
         &self,
         device: &SecretString,
+        registered_at: OffsetDateTime,
         note: &Note<'_>,
         token: &str,
     ) -> Result<Answer, HandleError> {
@@ -129,7 +131,7 @@ impl Apns {
         })?;
         let request = self.client.post(url).headers(headers).body(payload(note));
         let sent = request.send().await.map_err(|error| http::not_sent(WHOM, error))?;
-        Ok(Answer::read(sent).await)
+        Ok(Answer::read(sent, registered_at).await)
     }
 
     fn headers(&self, note: &Note<'_>, token: &str) -> Option<HeaderMap> {
@@ -188,10 +190,19 @@ enum Answer {
 struct Refusal {
     #[serde(default)]
     reason: String,
+    /// When Apple found that it cannot reach a device any more, in milliseconds since 1970.
+    timestamp: Option<i64>,
+}
+
+impl Refusal {
+    fn since(&self) -> Option<OffsetDateTime> {
+        let nanoseconds = i128::from(self.timestamp?) * 1_000_000;
+        OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()
+    }
 }
 
 impl Answer {
-    async fn read(answer: Response) -> Self {
+    async fn read(answer: Response, registered_at: OffsetDateTime) -> Self {
         let status = answer.status();
         let id = answer.headers().get(ID).and_then(|it| it.to_str().ok()).map(str::to_owned);
         let verdict = http::judge(WHOM, status, answer.headers(), OffsetDateTime::now_utc());
@@ -200,16 +211,36 @@ impl Answer {
             return Self::Judged(Ok(Pushed::Sent { id }));
         };
         let refusal = body.and_then(|it| serde_json::from_slice::<Refusal>(&it).ok());
-        let mut reason = refusal.unwrap_or_default().reason;
+        let refusal = refusal.unwrap_or_default();
+        let since = refusal.since();
+        let mut reason = refusal.reason;
         reason.retain(|it| it.is_ascii_alphanumeric());
         reason.truncate(60);
         Self::Judged(match (status, reason.as_str()) {
             (StatusCode::FORBIDDEN, "ExpiredProviderToken") => return Self::TokenExpired,
-            (StatusCode::GONE, _) => {
+            (StatusCode::GONE, "Unregistered") if since.is_some_and(|it| it > registered_at) => {
                 Ok(Pushed::Gone { reason: "Apple: the device is unregistered" })
             }
+            (StatusCode::GONE, _) => {
+                let source = anyhow!(
+                    "Apple cannot reach the device ({reason}), and does not say that this is so \
+                     since it was registered here; have the app register the token that it has now"
+                );
+                Err(HandleError::park(Cause::InvalidRecipient, source))
+            }
             (StatusCode::BAD_REQUEST, "BadDeviceToken") => {
-                Ok(Pushed::Gone { reason: "Apple knows no such device here" })
+                let source = anyhow!(
+                    "Apple knows no such device (BadDeviceToken); see `environment`: \"sandbox\" is \
+                     for builds from Xcode, \"production\" for all others"
+                );
+                Err(HandleError::park(Cause::InvalidRecipient, source))
+            }
+            (StatusCode::BAD_REQUEST, "DeviceTokenNotForTopic") => {
+                let source = anyhow!(
+                    "Apple knows the device as one of another app (DeviceTokenNotForTopic); see \
+                     `topic`"
+                );
+                Err(HandleError::park(Cause::InvalidRecipient, source))
             }
             (StatusCode::FORBIDDEN, _) => {
                 let source = anyhow!(

@@ -190,8 +190,23 @@ async fn judge(answer: Response) -> Result<Pushed, HandleError> {
         return Ok(Pushed::Sent { id });
     }
     match (status, code(&body)) {
-        (_, "UNREGISTERED") | (StatusCode::NOT_FOUND, "NOT_FOUND") => {
-            Ok(Pushed::Gone { reason: "Firebase knows no such device" })
+        (StatusCode::NOT_FOUND, "UNREGISTERED") => {
+            Ok(Pushed::Gone { reason: "Firebase: the device is unregistered" })
+        }
+        // It does not say what it has not found, and may mean the project.
+        (StatusCode::NOT_FOUND, "NOT_FOUND") => {
+            let source = anyhow!(
+                "Firebase has not found it ({status}); see that `service_account` is of the app's \
+                 project"
+            );
+            Err(HandleError::park(Cause::InvalidRecipient, source))
+        }
+        (StatusCode::FORBIDDEN, "SENDER_ID_MISMATCH") => {
+            let source = anyhow!(
+                "Firebase knows the device in another project (SENDER_ID_MISMATCH); see that \
+                 `service_account` is of the app's project"
+            );
+            Err(HandleError::park(Cause::InvalidRecipient, source))
         }
         (StatusCode::UNAUTHORIZED, _) | (StatusCode::FORBIDDEN, "PERMISSION_DENIED") => {
             let source = anyhow!(

@@ -14,7 +14,7 @@ mod web;
 
 use time::OffsetDateTime;
 use vestibule_events::SignUpEvent;
-use vestibule_store::{DeviceAddress, DeviceKind};
+use vestibule_store::{Device, DeviceAddress, DeviceKind};
 
 use self::{apns::Apns, fcm::Fcm, web::WebPush};
 use super::{
@@ -44,7 +44,8 @@ enum Service {
 pub(super) enum Pushed {
     /// The service has taken it, under its own id where it gave one.
     Sent { id: Option<String> },
-    /// The device is no more, and will not come back under this address.
+    /// The device is no more, and will not come back under this address. Said only where that is
+    /// certain: what a wrong set-up may answer as well would remove everybody's devices.
     Gone { reason: &'static str },
 }
 
@@ -98,19 +99,21 @@ impl Push {
 
     pub(super) async fn send(
         &self,
-        address: &DeviceAddress,
+        device: &Device,
         message: &Message,
         event: &SignUpEvent,
         idempotency_key: &str,
         now: OffsetDateTime,
     ) -> Result<Pushed, HandleError> {
         let note = Note { message, event, idempotency_key, now };
-        match (&self.service, address) {
+        match (&self.service, &device.address) {
             (Service::Web(web), DeviceAddress::WebPush { endpoint, public_key, auth }) => {
                 web.send(endpoint, public_key, auth, &note).await
             }
             (Service::Fcm(fcm), DeviceAddress::Fcm { token }) => fcm.send(token, &note).await,
-            (Service::Apns(apns), DeviceAddress::Apns { token }) => apns.send(token, &note).await,
+            (Service::Apns(apns), DeviceAddress::Apns { token }) => {
+                apns.send(token, device.registered_at, &note).await
+            }
             _ => {
                 let source = anyhow::anyhow!("the device is of another kind than the channel");
                 Err(HandleError::park(Cause::InvalidRecipient, source))

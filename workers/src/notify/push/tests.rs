@@ -1,18 +1,18 @@
 //! Push messages to stand-ins for the services, which check them as the real ones do.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
-use anyhow::anyhow;
-use serde_json::Value;
+use anyhow::{Context as _, anyhow};
+use serde_json::{Value, json};
 use vestibule_events::{Filter, Person, SignUpEvent};
 use vestibule_store::{DeviceAddress, NewGrant};
-use vestibule_testkit::{PushCall, PushRequest, PushServices};
+use vestibule_testkit::{Process, PushCall, PushRequest, PushServices};
 
 use super::*;
 use crate::{
     Notify, NotifySettings, Task, Worker,
     notify::settings::{ChannelKind, ChannelSettings, Urgency},
-    testing::{Stage, sign_up, task},
+    testing::{LIMIT, Stage, sign_up, task},
 };
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -50,11 +50,15 @@ fn apns(services: &PushServices) -> ChannelKind {
 }
 
 fn notify(stage: &Stage, kind: ChannelKind) -> anyhow::Result<Notify> {
+    notify_of(stage, "phones", "{{ signup.email }}", kind)
+}
+
+fn notify_of(stage: &Stage, name: &str, body: &str, kind: ChannelKind) -> anyhow::Result<Notify> {
     let channel = ChannelSettings {
-        name: "phones".into(),
+        name: name.into(),
         filter: Filter::default(),
         subject: "Welcome {{ signup.claims.displayName }}".into(),
-        body: "{{ signup.email }}".into(),
+        body: body.into(),
         language: "en".into(),
         locales: vec![],
         kind,
@@ -146,6 +150,55 @@ async fn a_browser_reads_its_message_and_each_device_is_told_once() -> anyhow::R
     Ok(())
 }
 
+/// A browser that is not ours: makes its keys, and shows what it is sent.
+const BROWSER: &str = r#"
+import base64, json, os, sys
+import http_ece
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+def text(data):
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+key, auth = ec.generate_private_key(ec.SECP256R1()), os.urandom(16)
+point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+print(json.dumps({"p256dh": text(point), "auth": text(auth)}), flush=True)
+for line in sys.stdin:
+    sent = base64.b64decode(line)
+    read = http_ece.decrypt(sent, private_key=key, auth_secret=auth, version="aes128gcm")
+    print(read.decode(), flush=True)
+"#;
+
+#[tokio::test]
+async fn a_library_of_others_reads_what_browsers_are_sent() -> anyhow::Result<()> {
+    let (stage, services) = (Stage::open().await?, PushServices::start().await?);
+    let mut python = Command::new(vestibule_testkit::python()?);
+    python.args(["-c", BROWSER]).env("PYTHONDONTWRITEBYTECODE", "1");
+    python.env("PYTHONPATH", vestibule_testkit::packages("http-ece")?);
+    let mut reader = Process::spawn(&python)?;
+    let keys = reader.wait_for_line(LIMIT, |line| line.contains("p256dh")).await?;
+    let subscription = services.subscribe_with(&serde_json::from_str(&keys)?);
+    let task = task(sign_up("ada"));
+    register(&stage, &task.event.person, &browser(&subscription)).await?;
+
+    // The longest message is as long as a push service takes it.
+    for (name, body) in [("short", "{{ signup.email }}".to_owned()), ("long", "x".repeat(9000))] {
+        let worker = notify_of(&stage, name, &body, web(&services))?;
+        worker.handle(&task).await?;
+        let sent = services.requests(PushCall::Browser).pop().context("nothing was sent")?;
+        let tag = sent.headers["topic"].clone();
+        reader.write_line(&data_encoding::BASE64.encode(&sent.body))?;
+        let read = reader.wait_for_line(LIMIT, |line| line.contains(&tag)).await?;
+        let read: Value = serde_json::from_str(&read)?;
+        assert_eq!(read["title"], "Welcome Sample");
+        match name {
+            "short" => assert_eq!(read["body"], "ada@example.com"),
+            _ => assert!(sent.body.len() > 4080, "{} bytes", sent.body.len()),
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_browser_that_is_gone_is_removed_and_one_that_is_wrong_is_parked() -> anyhow::Result<()> {
     let (stage, services) = (Stage::open().await?, PushServices::start().await?);
@@ -183,7 +236,9 @@ async fn a_browser_that_is_gone_is_removed_and_one_that_is_wrong_is_parked() -> 
     let Err(HandleError::Park { cause: Cause::InvalidRecipient, source }) = outcome else {
         panic!("{outcome:?}");
     };
-    assert_eq!(format!("{source:#}"), "channel `phones`: the browser's keys are none");
+    let device = stage.store.devices_of(&task.event.person).await?[0].id;
+    let said = format!("channel `phones`: device {device}: the browser's keys are none");
+    assert_eq!(format!("{source:#}"), said);
     Ok(())
 }
 
@@ -243,10 +298,12 @@ async fn what_firebase_answers_is_understood() -> anyhow::Result<()> {
         (429, error("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"), (true, Cause::Throttled)),
         (503, String::new(), (true, Cause::Unavailable)),
         (403, error("PERMISSION_DENIED", ""), (true, Cause::NotPermitted)),
-        (403, error("PERMISSION_DENIED", "SENDER_ID_MISMATCH"), (false, Cause::Refused)),
+        (403, error("PERMISSION_DENIED", "SENDER_ID_MISMATCH"), (false, Cause::InvalidRecipient)),
         (400, error("INVALID_ARGUMENT", "INVALID_ARGUMENT"), (false, Cause::Refused)),
-        // Of something that is not Firebase; no device is removed for it.
+        // None of these is certain to mean the device, so none removes it.
+        (404, error("NOT_FOUND", ""), (false, Cause::InvalidRecipient)),
         (404, "<html>".to_owned(), (false, Cause::Refused)),
+        (400, error("INVALID_ARGUMENT", "UNREGISTERED"), (false, Cause::Refused)),
     ] {
         services.plan(PushCall::Firebase, status, &body, Some("9"));
         let outcome = worker.handle(&task).await;
@@ -257,12 +314,16 @@ async fn what_firebase_answers_is_understood() -> anyhow::Result<()> {
         };
         assert_eq!(seen, expected, "{status} {body}");
         assert!(!text.contains("ada@"), "{text}");
+        if seen.1 == Cause::InvalidRecipient {
+            assert!(text.contains("see that `service_account` is of the app's project"), "{text}");
+        }
     }
+    assert_eq!(removals(&stage, &task.event).await?, [None]);
     services.plan(PushCall::Firebase, 404, &error("NOT_FOUND", "UNREGISTERED"), None);
     worker.handle(&task).await?;
     assert_eq!(
         removals(&stage, &task.event).await?,
-        [Some("Firebase knows no such device".to_owned())]
+        [Some("Firebase: the device is unregistered".to_owned())]
     );
     Ok(())
 }
@@ -299,32 +360,63 @@ async fn what_apple_answers_is_understood() -> anyhow::Result<()> {
     let (stage, services) = (Stage::open().await?, PushServices::start().await?);
     let worker = notify(&stage, apns(&services))?;
     let task = task(sign_up("ada"));
-    for number in 0..2 {
-        register(&stage, &task.event.person, &token(DeviceKind::Apns, &format!("0{number}")))
-            .await?;
-        let (status, reason) =
-            if number == 0 { (410, "Unregistered") } else { (400, "BadDeviceToken") };
-        services.plan(PushCall::Apple, status, &format!(r#"{{"reason":"{reason}"}}"#), None);
-        worker.handle(&task).await?;
-    }
-    let removals = removals(&stage, &task.event).await?;
-    assert!(removals.iter().all(Option::is_some), "{removals:?}");
-
-    register(&stage, &task.event.person, &token(DeviceKind::Apns, "02")).await?;
-    for (status, reason, expected) in [
-        (403, "InvalidProviderToken", (true, Cause::NotPermitted)),
-        (400, "DeviceTokenNotForTopic", (false, Cause::Refused)),
-        (413, "PayloadTooLarge", (false, Cause::Refused)),
-        (503, "Shutdown", (true, Cause::Unavailable)),
+    register(&stage, &task.event.person, &token(DeviceKind::Apns, "00")).await?;
+    let milliseconds = |at: OffsetDateTime| at.unix_timestamp_nanos() / 1_000_000;
+    let now = OffsetDateTime::now_utc();
+    let before = milliseconds(now - Duration::from_secs(60));
+    for (status, body, (retries, cause), names) in [
+        (403, json!({ "reason": "InvalidProviderToken" }), (true, Cause::NotPermitted), "`key_id`"),
+        (
+            400,
+            json!({ "reason": "BadDeviceToken" }),
+            (false, Cause::InvalidRecipient),
+            "`environment`",
+        ),
+        (
+            400,
+            json!({ "reason": "DeviceTokenNotForTopic" }),
+            (false, Cause::InvalidRecipient),
+            "`topic`",
+        ),
+        // Of before it was registered here, and so not of this registration.
+        (
+            410,
+            json!({ "reason": "Unregistered", "timestamp": before }),
+            (false, Cause::InvalidRecipient),
+            "the token that it has now",
+        ),
+        (
+            410,
+            json!({ "reason": "Unregistered" }),
+            (false, Cause::InvalidRecipient),
+            "the token that it has now",
+        ),
+        (413, json!({ "reason": "PayloadTooLarge" }), (false, Cause::Refused), "PayloadTooLarge"),
+        (503, json!({ "reason": "Shutdown" }), (true, Cause::Unavailable), "503"),
     ] {
-        services.plan(PushCall::Apple, status, &format!(r#"{{"reason":"{reason}"}}"#), None);
-        let outcome = match worker.handle(&task).await {
-            Err(HandleError::Retry { cause, .. }) => (true, cause),
-            Err(HandleError::Park { cause, .. }) => (false, cause),
-            other => panic!("{reason}: {other:?}"),
+        services.plan(PushCall::Apple, status, &body.to_string(), None);
+        let (seen, source) = match worker.handle(&task).await {
+            Err(HandleError::Retry { cause, source, .. }) => ((true, cause), source),
+            Err(HandleError::Park { cause, source }) => ((false, cause), source),
+            other => panic!("{body}: {other:?}"),
         };
-        assert_eq!(outcome, expected, "{reason}");
+        assert_eq!(seen, (retries, cause), "{body}");
+        assert!(format!("{source:#}").contains(names), "{source:#}");
     }
+    assert_eq!(removals(&stage, &task.event).await?, [None], "none of it is certain");
+
+    // Registered before, and gone since.
+    let gone = token(DeviceKind::Apns, "01");
+    let unregistered = json!({ "reason": "Unregistered", "timestamp": milliseconds(now) });
+    let other = crate::testing::task(sign_up("bob"));
+    let hour_ago = now - Duration::from_secs(3600);
+    stage.store.register_device(&other.event.person, &gone, None, hour_ago).await?;
+    services.plan(PushCall::Apple, 410, &unregistered.to_string(), None);
+    worker.handle(&other).await?;
+    assert_eq!(
+        removals(&stage, &other.event).await?,
+        [Some("Apple: the device is unregistered".to_owned())]
+    );
 
     // Renewed once, and not again so soon.
     let expired = r#"{"reason":"ExpiredProviderToken"}"#;
