@@ -27,6 +27,13 @@ const UNDER_WAY: Duration = Duration::from_secs(15);
 /// After a renewal ahead of time has failed, so long the old token serves without another try.
 const PAUSE: Duration = Duration::from_secs(30);
 
+/// How long a token serves whose service does not say: that it does is only recommended (RFC 6749,
+/// section 5.1).
+const UNSAID_LIFE: Duration = Duration::from_secs(5 * 60);
+
+/// The longest that Entra gives; more would only be a mistake.
+const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A token with many groups is some kilobytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
@@ -245,7 +252,7 @@ const fn advice(code: Option<u64>) -> &'static str {
 struct Granted {
     access_token: String,
     /// Seconds. Some token services write them as text.
-    expires_in: Seconds,
+    expires_in: Option<Seconds>,
 }
 
 #[derive(Deserialize)]
@@ -271,15 +278,17 @@ fn judge(
     if status.is_success() {
         let granted = body.and_then(|body| serde_json::from_slice::<Granted>(body).ok());
         let Granted { access_token, expires_in } = granted.ok_or(TokenError::Unreadable)?;
-        let seconds = match expires_in {
-            Seconds::Number(seconds) => seconds,
-            Seconds::Text(text) => text.parse().map_err(|_| TokenError::Unreadable)?,
+        let life = match expires_in {
+            Some(Seconds::Number(seconds)) => Duration::from_secs(seconds),
+            Some(Seconds::Text(text)) => {
+                Duration::from_secs(text.parse().map_err(|_| TokenError::Unreadable)?)
+            }
+            None => UNSAID_LIFE,
         };
         if access_token.is_empty() || !access_token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(TokenError::Unreadable);
         }
-        // A day is the longest that Entra gives; more would only be a mistake.
-        return Ok((access_token.into(), Duration::from_secs(seconds.min(24 * 60 * 60))));
+        return Ok((access_token.into(), life.min(LIFE_MAX)));
     }
     let busy = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
     if busy || status.is_server_error() {
@@ -332,10 +341,12 @@ mod tests {
         assert_eq!(of(200, r#"{"access_token":"t","expires_in":"3600"}"#), hour);
         let day = Ok(Duration::from_secs(86_400));
         assert_eq!(of(200, r#"{"access_token":"t","expires_in":18446744073709551615}"#), day);
+        let unsaid = Ok(Duration::from_secs(300));
+        assert_eq!(of(200, r#"{"access_token":"t","token_type":"Bearer"}"#), unsaid);
+        assert_eq!(of(200, r#"{"access_token":"t","expires_in":null}"#), unsaid);
         for bad in [
             "",
             "{}",
-            r#"{"access_token":"t"}"#,
             r#"{"access_token":"","expires_in":1}"#,
             r#"{"access_token":"a\r\nb","expires_in":1}"#,
             r#"{"access_token":"t","expires_in":"soon"}"#,

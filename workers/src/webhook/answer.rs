@@ -18,11 +18,19 @@ pub(super) fn judge(
 ) -> Result<(), HandleError> {
     match status {
         StatusCode::GONE => {
-            let told = anyhow!("{WHOM} answered {status}: it wants no more events");
+            let told = anyhow!(
+                "{WHOM} answered {status}: it wants no more events; once its team wants them again, \
+                 `vestibule subscriber resume`"
+            );
             Err(HandleError::retry(Cause::Gone, told))
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             let told = anyhow!("{WHOM} answered {status}; see its keys, `headers` and `auth`");
+            Err(HandleError::park(Cause::NotPermitted, told))
+        }
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            let told =
+                anyhow!("{WHOM} answered {status}: nothing takes events at its `url`; see it");
             Err(HandleError::park(Cause::NotPermitted, told))
         }
         _ if status.is_redirection() => {

@@ -277,11 +277,12 @@ async fn each_answer_has_its_meaning() -> anyhow::Result<()> {
         (504, Cause::Unavailable, true),
         (410, Cause::Gone, true),
         (400, Cause::Refused, false),
-        (404, Cause::Refused, false),
         (413, Cause::Refused, false),
         (422, Cause::Refused, false),
         (401, Cause::NotPermitted, false),
         (403, Cause::NotPermitted, false),
+        (404, Cause::NotPermitted, false),
+        (405, Cause::NotPermitted, false),
         (301, Cause::NotPermitted, false),
         (304, Cause::NotPermitted, false),
     ] {
@@ -289,6 +290,13 @@ async fn each_answer_has_its_meaning() -> anyhow::Result<()> {
         let (got, passes, text) = failure(deliver(&subscriber).await);
         assert_eq!((got, passes), (cause, may_pass), "{status}");
         assert!(text.contains(&status.to_string()) && !text.contains("hidden"), "{text}");
+        let named = match status {
+            401 | 403 => "`auth`",
+            301 | 304 | 404 | 405 => "`url`",
+            410 => "`vestibule subscriber resume`",
+            _ => "",
+        };
+        assert!(text.contains(named), "what to look at: {text}");
     }
     receiver.plan((StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "7")]));
     let outcome = deliver(&subscriber).await;
@@ -573,7 +581,8 @@ async fn an_exchange_shows_what_passed_and_no_secret() -> anyhow::Result<()> {
     issuer.plan(axum::Json(json!({ "access_token": "hidden", "expires_in": 3600 })));
     receiver.plan((
         StatusCode::UNPROCESSABLE_ENTITY,
-        [(header::CONTENT_TYPE, "text/plain")],
+        // Over a kept connection it might yet answer when it is gone.
+        [(header::CONTENT_TYPE, "text/plain"), (header::CONNECTION, "close")],
         "no such\x1b[31m field\nsecond line",
     ));
     let auth = WebhookAuth::ClientCredentials {
