@@ -18,7 +18,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin vestibule \
-    && install -d -o vestibule -g vestibule -m 700 /data
+    && install -d -o vestibule -g vestibule -m 700 /data /subscribers
 COPY --from=build /vestibule /usr/local/bin/vestibule
 
 # By number, so that an orchestrator can see that it is not root.

@@ -10,7 +10,7 @@ use toml::Value;
 use vestibule_events::Role;
 use vestibule_workers::consumer_spec;
 
-use super::{subscriber, write_private};
+use super::{make_folder, subscriber, write_private};
 use crate::{
     config::{Config, Way, WorkerConfig, check_name},
     dead::say,
@@ -86,8 +86,7 @@ pub(super) async fn add(config: &Config, args: &AddArgs) -> anyhow::Result<()> {
         "say how `{name}` is to be given its events: --webhook URL, --exec COMMAND or --nats"
     );
     let folder = &config.subscribers.folder;
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("could not make the folder {}", folder.display()))?;
+    make_folder(folder)?;
     let file = folder.join(format!("{name}.toml"));
     let key = match args.way.webhook {
         Some(_) => Some(make_key(&folder.join(format!("{name}.key")))?),
@@ -196,4 +195,28 @@ fn text(args: &AddArgs, key: Option<&Path>, now: OffsetDateTime) -> anyhow::Resu
         lines.push(format!("command = {}", list(exec)));
     }
     Ok(lines.join("\n") + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_typed_stands_in_the_file_as_it_was_typed() {
+        let odd = "echo \"it's\" \\ \"\"\" '''\n\t# no comment\n";
+        let args = AddArgs {
+            name: "audit".to_owned(),
+            way: WayArgs { webhook: None, exec: vec!["sh".into(), odd.to_owned()], nats: false },
+            kinds: vec![],
+            connectors: vec![odd.to_owned()],
+            when: Some(odd.to_owned()),
+            start: None,
+            networks: vec![],
+        };
+        let text = text(&args, None, OffsetDateTime::UNIX_EPOCH).unwrap();
+        let table: toml::Table = text.parse().expect(&text);
+        assert_eq!(table["when"].as_str(), Some(odd), "{text}");
+        assert_eq!(table["connectors"][0].as_str(), Some(odd), "{text}");
+        assert_eq!(table["exec"]["command"][1].as_str(), Some(odd), "{text}");
+    }
 }

@@ -11,7 +11,8 @@ mod sample;
 mod snippets;
 
 use std::{
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown},
     path::Path,
     process::ExitCode,
 };
@@ -219,28 +220,38 @@ fn subscriber(worker: &WorkerConfig) -> Option<&SubscriberConfig> {
     }
 }
 
+/// Makes the folder of subscribers where there is none.
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let made = std::fs::create_dir_all(folder).and_then(|()| pass_on(folder));
+    made.with_context(|| format!("could not make the folder {}", folder.display()))
+}
+
 /// Writes a file that only its owner reads, and that was not there.
-///
-/// It belongs to whom its folder belongs to: an operator who is root writes for a process that is not.
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
-    let written = || {
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let mut file = file?;
-        file.write_all(text.as_bytes())?;
-        let folder = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
-        let (folder, ours) = (folder.metadata()?, file.metadata()?);
-        if folder.uid() != ours.uid() {
-            fchown(&file, Some(folder.uid()), Some(folder.gid()))?;
-        }
-        std::io::Result::Ok(())
-    };
-    written().with_context(|| format!("could not write {}", path.display()))
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    let written = written.and_then(|()| pass_on(path));
+    written.with_context(|| format!("could not write {}", path.display()))
+}
+
+/// Gives what was made to whom the folder belongs to that it is in: an operator who is root makes it
+/// for a process that is not.
+fn pass_on(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
+    let (folder, ours) = (folder.metadata()?, path.metadata()?);
+    if folder.uid() == ours.uid() {
+        return Ok(());
+    }
+    chown(path, Some(folder.uid()), Some(folder.gid()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, chown};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -252,7 +263,10 @@ mod tests {
         let owner = folder.path().metadata().unwrap().uid();
         assert_eq!(given.is_ok(), owner == 12_345);
 
-        let file = folder.path().join("crm.key");
+        let subscribers = folder.path().join("subscribers");
+        make_folder(&subscribers).unwrap();
+        assert_eq!(subscribers.metadata().unwrap().uid(), owner);
+        let file = subscribers.join("crm.key");
         write_private(&file, "whsec_").unwrap();
 
         let written = file.metadata().unwrap();
