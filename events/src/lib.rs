@@ -35,6 +35,6 @@ pub use local::{LocalLog, LocalLogConfig, LogContents, LogCopy, Retention};
 pub use locale::{for_languages, normal_language};
 pub use log::{
     Acknowledge, AppendError, Appended, Backlog, Consumer, ConsumerSpec, Delivery, EventLog,
-    Filter, LogError, Replay, Start, Stored, Undecodable,
+    Filter, LogError, Replay, Start, Stored, Undecodable, WrittenEvent,
 };
 pub use signup::{Claims, ConnectorName, Email, Identity, InvalidName, Protocol, SignUp, Step};

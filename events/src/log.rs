@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use anyhow::Context;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use time::OffsetDateTime;
@@ -19,7 +20,16 @@ pub trait EventLog: fmt::Debug + Send + Sync + 'static {
     /// Where the log holds an event with the same fingerprint that is younger than the duplicate
     /// window (of that event: a refusal has a shorter one), nothing is stored and the held event is
     /// handed back: the call was repeated, and its first answer must be given again.
-    async fn append(&self, event: SignUpEvent) -> Result<Appended, AppendError>;
+    async fn append(&self, event: SignUpEvent) -> Result<Appended, AppendError> {
+        let written = WrittenEvent::new(event)
+            .context("could not write the event as JSON")
+            .map_err(AppendError::NotStored)?;
+        self.append_written(written).await
+    }
+
+    /// The same for an event that was written before, perhaps by another version: it is stored as it
+    /// was written.
+    async fn append_written(&self, event: WrittenEvent) -> Result<Appended, AppendError>;
 
     /// Opens a durable consumer, and creates it where it does not exist yet.
     ///
@@ -50,6 +60,42 @@ pub struct Stored {
     /// From 1, rising, with gaps where events were trimmed.
     pub sequence: u64,
     pub event: SignUpEvent,
+}
+
+/// An event and its JSON, which may say more than this version reads.
+#[derive(Clone)]
+pub struct WrittenEvent {
+    pub(crate) event: SignUpEvent,
+    pub(crate) json: Vec<u8>,
+}
+
+/// Leaves the content out: it is personal data.
+impl fmt::Debug for WrittenEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WrittenEvent({:?})", self.event)
+    }
+}
+
+impl WrittenEvent {
+    fn new(event: SignUpEvent) -> serde_json::Result<Self> {
+        let json = serde_json::to_vec(&event)?;
+        Ok(Self { event, json })
+    }
+
+    /// Reads an event as it was written.
+    pub fn read(json: Vec<u8>) -> Result<Self, Undecodable> {
+        // What is passed over while it is read need not be text, but a log takes nothing else.
+        if std::str::from_utf8(&json).is_err() {
+            return Err(Undecodable { raw: json, reason: "not UTF-8".to_owned() });
+        }
+        let event = Undecodable::decode(&json)?;
+        Ok(Self { event, json })
+    }
+
+    #[must_use]
+    pub const fn event(&self) -> &SignUpEvent {
+        &self.event
+    }
 }
 
 /// What became of an append.
@@ -171,6 +217,8 @@ pub struct Delivery {
     /// is not the number of attempts.
     pub deliveries: u64,
     pub event: Result<SignUpEvent, Undecodable>,
+    /// As it stands in the log.
+    pub raw: Vec<u8>,
     pub acknowledge: Box<dyn Acknowledge>,
 }
 

@@ -1,4 +1,5 @@
-//! Local log → stream: publishes in order, many at a time, and lets the local log go behind it.
+//! Local log → stream: publishes in order, many at a time, and lets the local log go behind it. Events
+//! go on as they were written, whatever version wrote them.
 //!
 //! The relay is a durable consumer of the local log, so after any restart it goes on where it was;
 //! what was published and not yet acknowledged then is published again and stored once. It holds a
@@ -35,7 +36,7 @@ use uuid::Uuid;
 
 use crate::{
     Backlog, Consumer, ConsumerSpec, Delivery, EventLog, Filter, JetStream, LocalLog, LogError,
-    Replay, Start,
+    Replay, Start, WrittenEvent,
     jetstream::{PublishError, Publishing, Survey},
 };
 
@@ -301,7 +302,8 @@ impl Relay {
                 self.on_their_way.push(confirm(delivery, self.progress.clone()).boxed());
                 continue;
             }
-            match self.stream.send(event.clone()).now_or_never() {
+            let written = WrittenEvent { event: event.clone(), json: delivery.raw.clone() };
+            match self.stream.send(written).now_or_never() {
                 Some(Ok(publishing)) => {
                     let progress = self.progress.clone();
                     self.on_their_way.push(settle(delivery, publishing, progress).boxed());

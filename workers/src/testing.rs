@@ -23,7 +23,7 @@ use uuid::Uuid;
 use vestibule_events::{
     Acknowledge, AppendError, Appended, Backlog, Claims, Consumer, ConsumerSpec, Delivery, Email,
     EventLog, Kind, LocalLog, LocalLogConfig, LogError, Outcome, PseudonymKey, Replay, Retention,
-    SignUpEvent, Stored, Undecodable, Verdict,
+    SignUpEvent, Stored, Undecodable, Verdict, WrittenEvent,
 };
 use vestibule_store::{Store, StoreError, StoreOptions, StoreUrl};
 use vestibule_testkit::{Graph, eventually};
@@ -297,8 +297,8 @@ fn lost(left: &AtomicU32) -> Result<(), LogError> {
 
 #[async_trait]
 impl EventLog for Shaky {
-    async fn append(&self, event: SignUpEvent) -> Result<Appended, AppendError> {
-        self.log.append(event).await
+    async fn append_written(&self, event: WrittenEvent) -> Result<Appended, AppendError> {
+        self.log.append_written(event).await
     }
 
     async fn consumer(&self, spec: ConsumerSpec) -> Result<Box<dyn Consumer>, LogError> {

@@ -16,7 +16,7 @@ use vestibule_api::{
 };
 use vestibule_events::{
     AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LocalLog, LogError, Mode,
-    Replay, SignUpEvent, Stored,
+    Replay, Stored, WrittenEvent,
 };
 
 use crate::support::{BadLog, Endpoint, Misbehaviour, partners, partners_with};
@@ -178,10 +178,10 @@ struct Gate {
 
 #[async_trait]
 impl EventLog for Gate {
-    async fn append(&self, event: SignUpEvent) -> Result<Appended, AppendError> {
+    async fn append_written(&self, event: WrittenEvent) -> Result<Appended, AppendError> {
         let _ = self.begun.send(());
         self.open.cancelled().await;
-        let appended = self.log.append(event).await;
+        let appended = self.log.append_written(event).await;
         let _ = self.done.send(());
         appended
     }

@@ -20,6 +20,7 @@ use vestibule_api::{
 use vestibule_events::{
     AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, Filter, LocalLog,
     LocalLogConfig, LogError, Mode, PseudonymKey, Replay, Retention, SignUpEvent, Start, Stored,
+    WrittenEvent,
 };
 
 /// `entra` / `try-me`.
@@ -170,7 +171,7 @@ pub(crate) struct BadLog(pub(crate) Misbehaviour);
 
 #[async_trait]
 impl EventLog for BadLog {
-    async fn append(&self, _event: SignUpEvent) -> Result<Appended, AppendError> {
+    async fn append_written(&self, _event: WrittenEvent) -> Result<Appended, AppendError> {
         match self.0 {
             Misbehaviour::NotStored => Err(AppendError::NotStored(anyhow::anyhow!("disk full"))),
             Misbehaviour::Unknown => Err(AppendError::Unknown(anyhow::anyhow!("commit failed"))),

@@ -308,10 +308,11 @@ fn deliver(log: &JetStream, message: Message) -> Option<Delivery> {
             return None;
         }
     };
-    let event = Undecodable::decode(&message.payload);
+    let raw = message.payload.to_vec();
+    let event = Undecodable::decode(&raw);
     let subject = message.message.reply?;
     let acknowledge = Box::new(Reply { log: log.clone(), subject });
-    Some(Delivery { sequence, deliveries, event, acknowledge })
+    Some(Delivery { sequence, deliveries, event, raw, acknowledge })
 }
 
 /// Where to say what became of a delivery.

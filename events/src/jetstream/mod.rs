@@ -34,8 +34,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::{
-    AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LogError, Replay,
-    SignUpEvent, Stored,
+    AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LogError, Replay, Stored,
+    WrittenEvent,
 };
 pub use inspect::{ConsumerFacts, Inspector, Misfit, ServerFacts, StreamFacts};
 pub use provision::{Difference, Provisioned, Provisioning};
@@ -294,7 +294,7 @@ impl JetStream {
     }
 
     /// Sends an answered event on its way, so that events sent one after the other are stored in that order.
-    pub(crate) async fn send(&self, event: SignUpEvent) -> Result<Publishing, PublishError> {
+    pub(crate) async fn send(&self, event: WrittenEvent) -> Result<Publishing, PublishError> {
         publish::send(self, event, Standing::Answered).await
     }
 
@@ -344,7 +344,7 @@ const CONNECTION_LOST: &str = "lost the connection to NATS before an answer came
 
 #[async_trait]
 impl EventLog for JetStream {
-    async fn append(&self, event: SignUpEvent) -> Result<Appended, AppendError> {
+    async fn append_written(&self, event: WrittenEvent) -> Result<Appended, AppendError> {
         publish::append(self, event).await
     }
 

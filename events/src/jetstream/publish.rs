@@ -25,7 +25,9 @@ use async_nats::{
 };
 
 use super::{CONNECTION_LOST, DENIED_LOOKS_LIKE_SILENCE, JetStream};
-use crate::{AppendError, Appended, Kind, SignUpEvent, Stored, Undecodable, event::TYPE_PREFIX};
+use crate::{
+    AppendError, Appended, Kind, SignUpEvent, Stored, Undecodable, WrittenEvent, event::TYPE_PREFIX,
+};
 
 /// The server remembers message ids for so many duplicate windows: a relay may be late by all of
 /// them but one.
@@ -97,7 +99,7 @@ impl From<PublishError> for AppendError {
 
 pub(super) async fn append(
     stream: &JetStream,
-    event: SignUpEvent,
+    event: WrittenEvent,
 ) -> Result<Appended, AppendError> {
     Ok(send(stream, event, Standing::Proposed).await?.settled().await?)
 }
@@ -108,14 +110,15 @@ pub(super) async fn append(
 /// is back, long after we said that it failed.
 pub(super) async fn send(
     stream: &JetStream,
-    event: SignUpEvent,
+    event: WrittenEvent,
     standing: Standing,
 ) -> Result<Publishing, PublishError> {
+    let WrittenEvent { event, json } = event;
     let sent = async {
         if !stream.is_connected() {
             return Err(PublishError::Unavailable(stream.not_connected()));
         }
-        let message = Message::of(&event, &stream.inner.config.stream)?;
+        let message = Message::of(&event, json, &stream.inner.config.stream);
         let id = event.fingerprint.to_string();
         let losses = stream.losses();
         let answer = message.send(stream, &id).await?;
@@ -233,16 +236,13 @@ struct Message {
 }
 
 impl Message {
-    fn of(event: &SignUpEvent, stream: &str) -> Result<Self, PublishError> {
-        let payload = serde_json::to_vec(event)
-            .context("could not write the event as JSON")
-            .map_err(PublishError::Refused)?;
-        Ok(Self {
+    fn of(event: &SignUpEvent, payload: Vec<u8>, stream: &str) -> Self {
+        Self {
             subject: event.subject(),
             payload,
             headers: headers(event),
             stream: stream.to_owned(),
-        })
+        }
     }
 
     async fn send(&self, stream: &JetStream, id: &str) -> Result<PublishAckFuture, PublishError> {

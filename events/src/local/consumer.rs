@@ -251,7 +251,7 @@ impl LocalConsumer {
     async fn again(&mut self, sequence: u64) -> Result<Option<Delivery>, LogError> {
         let event = match self.log.reader.row(sequence).await? {
             // The filter may be another than it was at the first delivery.
-            Some(raw) => decode(&raw, &self.filter),
+            Some(raw) => decode(&raw, &self.filter).map(|event| (event, raw)),
             None => {
                 tracing::warn!(
                     consumer = self.durable.name,
@@ -262,13 +262,13 @@ impl LocalConsumer {
             }
         };
         let mut state = self.durable.state();
-        let Some(event) = event else {
+        let Some((event, raw)) = event else {
             state.book.ack(sequence);
             return Ok(None);
         };
         let deliveries = state.book.deliver(sequence, Instant::now() + self.ack_wait);
         drop(state);
-        Ok(Some(self.delivery(sequence, deliveries, event)))
+        Ok(Some(self.delivery(sequence, deliveries, event, raw)))
     }
 
     /// The next new event of concern in what was read ahead.
@@ -283,7 +283,7 @@ impl LocalConsumer {
             state.given(sequence);
             let deliveries = state.book.deliver(sequence, Instant::now() + self.ack_wait);
             drop(state);
-            return Some(self.delivery(sequence, deliveries, event));
+            return Some(self.delivery(sequence, deliveries, event, raw));
         }
         None
     }
@@ -307,6 +307,7 @@ impl LocalConsumer {
         sequence: u64,
         deliveries: u64,
         event: Result<SignUpEvent, Undecodable>,
+        raw: Vec<u8>,
     ) -> Delivery {
         let receipt = Receipt {
             log: Arc::clone(&self.log),
@@ -315,7 +316,7 @@ impl LocalConsumer {
             delivery: deliveries,
             ack_wait: self.ack_wait,
         };
-        Delivery { sequence, deliveries, event, acknowledge: Box::new(receipt) }
+        Delivery { sequence, deliveries, event, raw, acknowledge: Box::new(receipt) }
     }
 
     async fn attempt(&mut self) -> Result<Delivery, LogError> {

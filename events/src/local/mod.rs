@@ -46,8 +46,8 @@ use self::{
     writer::{Append, Command, Connections, Health, Save, Writer},
 };
 use crate::{
-    AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LogError, Replay,
-    SignUpEvent, Stored, Undecodable,
+    AppendError, Appended, Backlog, Consumer, ConsumerSpec, EventLog, LogError, Replay, Stored,
+    Undecodable, WrittenEvent,
 };
 
 /// Commands that may wait for the writer; whoever comes then waits to be let in.
@@ -410,12 +410,13 @@ impl Inner {
 
 #[async_trait]
 impl EventLog for LocalLog {
-    async fn append(&self, event: SignUpEvent) -> Result<Appended, AppendError> {
+    async fn append_written(&self, event: WrittenEvent) -> Result<Appended, AppendError> {
         if self.inner.role != Role::Appender {
             return Err(AppendError::NotStored(read_only().into()));
         }
-        let json = serde_json::to_string(&event)
-            .context("could not write the event as JSON")
+        let WrittenEvent { event, json } = event;
+        let json = String::from_utf8(json)
+            .context("the event is not UTF-8")
             .map_err(AppendError::NotStored)?;
         let (reply, place) = oneshot::channel();
         let append = Append { json, call: Call::of(&event), reply };

@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vestibule_events::{
-    EventLog, Filter, JetStream, LocalLog, LocalLogConfig, LogError, Outcome, Replay, Retention,
-    Start,
+    ConsumerSpec, EventLog, Filter, JetStream, LocalLog, LocalLogConfig, LogError, Outcome, Replay,
+    Retention, Start, WrittenEvent,
     relay::{self, Progress, RelayOptions},
 };
 use vestibule_testkit::{Nats, eventually};
@@ -105,6 +105,45 @@ async fn events_reach_the_stream_in_their_order() -> anyhow::Result<()> {
     assert_eq!(read(&stream).await?, appended);
     assert_eq!(relay::step(&local, &stream).await?, 0, "something was relayed twice");
     Ok(())
+}
+
+#[tokio::test]
+async fn an_event_reaches_the_stream_as_another_version_wrote_it() -> anyhow::Result<()> {
+    let (nats, directory) = (Nats::start().await?, TempDir::new()?);
+    let (stream, local) = (provisioned(&nats).await?, open(directory.path()).await?);
+    let mut newer = serde_json::to_value(event("ada"))?;
+    newer["data"]["decision"]["weight"] = 1.50.into();
+    newer["extension"] = "new".into();
+    // Neither the order of members nor spaces are ours.
+    let written = format!(" {newer:#}").into_bytes();
+    let spec = ConsumerSpec {
+        name: "reader".into(),
+        start: Start::Beginning,
+        filter: Filter::default(),
+        ack_wait: LIMIT,
+        max_in_flight: 1,
+    };
+
+    local.append_written(WrittenEvent::read(written)?).await?;
+    relay::step(&local, &stream).await?;
+
+    let kept = local.consumer(spec.clone()).await?.next().await?.raw;
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&kept)?, newer);
+    let relayed = stream.consumer(spec).await?.next().await?.raw;
+    assert_eq!(relayed, kept, "not as the local log has it");
+    Ok(())
+}
+
+#[test]
+fn what_is_no_event_is_not_taken_for_one() {
+    let mut json = serde_json::to_vec(&event("ada")).unwrap();
+    assert!(WrittenEvent::read(json.clone()).is_ok());
+    // In a member that nobody reads.
+    json.pop();
+    json.extend(b",\"extension\":\"\xff\"}");
+    for bytes in [json, b"{}".to_vec(), Vec::new()] {
+        assert!(WrittenEvent::read(bytes).is_err());
+    }
 }
 
 #[tokio::test]

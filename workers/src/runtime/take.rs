@@ -269,7 +269,7 @@ async fn open(
 
 fn begin(desk: &Arc<Desk>, hands: &Hands, place: OwnedSemaphorePermit, delivery: Delivery) {
     let this = Arc::clone(desk);
-    let Delivery { sequence, deliveries, event, acknowledge } = delivery;
+    let Delivery { sequence, deliveries, event, acknowledge, .. } = delivery;
     let held = Held::Log(acknowledge);
     let event = match event {
         Ok(event) => event,
