@@ -111,7 +111,7 @@ mod tests {
         let ok = Finding::ok("a", "fine");
         let warning = Finding::warning("b", "so so", "do");
         let critical = Finding::critical("c", "bad", "do");
-        let code = |findings: &[Finding]| format!("{:?}", report(findings, Output::Json));
+        let code = |findings: &[Finding]| format!("{:?}", report(findings, Output::Json).unwrap());
         let [success, failure] = [ExitCode::SUCCESS, ExitCode::FAILURE].map(|it| format!("{it:?}"));
         assert_eq!(code(&[ok.clone(), warning.clone()]), success);
         assert_eq!(code(&[critical, ok, warning]), failure);
