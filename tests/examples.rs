@@ -20,11 +20,16 @@ use axum::{
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+use vestibule_events::NatsCredentials;
+use vestibule_store::StoreUrl;
 use vestibule_testkit::{Process, eventually, node, packages, python};
+use vestibule_workers::{HandleError, Subscriber, Task, Worker, async_trait};
 
 use crate::{
     scaled_out::Stack,
+    subscribers::granted,
     support::{LIMIT, http},
 };
 
@@ -88,15 +93,7 @@ impl Subscribed {
 
     /// Everybody's sign-up is accepted.
     async fn sign_up(&self, people: std::ops::Range<usize>) -> anyhow::Result<()> {
-        let url = format!("{}/connectors/partners/before-create", self.base);
-        let client = http();
-        for n in people {
-            let person = json!({ "email": format!("person-{n}@example.com") });
-            let call = client.post(&url).basic_auth("entra", Some("try-me")).json(&person);
-            let answer: Value = call.send().await?.error_for_status()?.json().await?;
-            ensure!(answer["action"] == "Continue", "{answer}");
-        }
-        Ok(())
+        sign_up(&self.base, people).await
     }
 
     /// The ids of all accepted sign-ups.
@@ -146,6 +143,18 @@ impl Subscribed {
         })
         .await
     }
+}
+
+async fn sign_up(base: &str, people: std::ops::Range<usize>) -> anyhow::Result<()> {
+    let url = format!("{base}/connectors/partners/before-create");
+    let client = http();
+    for n in people {
+        let person = json!({ "email": format!("person-{n}@example.com") });
+        let call = client.post(&url).basic_auth("entra", Some("try-me")).json(&person);
+        let answer: Value = call.send().await?.error_for_status()?.json().await?;
+        ensure!(answer["action"] == "Continue", "{answer}");
+    }
+    Ok(())
 }
 
 async fn started(command: &Command) -> anyhow::Result<Process> {
@@ -331,5 +340,55 @@ async fn the_typescript_subscriber_hands_each_event_on_once() -> anyhow::Result<
     let parked = this.parked()?;
     assert!(parked.iter().any(|it| it["event"].as_str().is_some_and(|it| it.contains(&refused))));
     assert_discreet(&subscriber);
+    Ok(())
+}
+
+/// Tells whom it was given.
+#[derive(Debug)]
+struct Welcome(mpsc::UnboundedSender<String>);
+
+#[async_trait]
+impl Worker for Welcome {
+    fn name(&self) -> &str {
+        "welcome"
+    }
+
+    async fn handle(&self, task: &Task) -> Result<(), HandleError> {
+        self.0.send(task.event.id.to_string()).ok();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_rust_library_works_as_the_user_that_a_subscriber_is_granted() -> anyhow::Result<()> {
+    let (configuration, password) = granted("welcome").await?;
+    let stack = Stack::start_with(&configuration, "").await?;
+    stack.site.write("subscribers/welcome.toml", "[nats]\n")?;
+    stack.migrate().await?;
+    let (_api, base) = stack.api(&[]).await?;
+    let folder = tempfile::tempdir()?;
+    let store = StoreUrl::Sqlite(folder.path().join("welcome.db"));
+    let user = NatsCredentials::UserPassword { user: "welcome".into(), password: password.into() };
+    let subscriber = Subscriber::new(stack.nats.url(), store).credentials(user);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let stop = CancellationToken::new();
+
+    sign_up(&base, 0..5).await?;
+    let running = tokio::spawn(subscriber.run_until(Arc::new(Welcome(tell)), stop.clone()));
+    let mut welcomed = BTreeSet::new();
+    while welcomed.len() < 5 {
+        let next = tokio::time::timeout(LIMIT, told.recv()).await.context("nobody comes")?;
+        let next = next.context("the subscriber has ended")?;
+        assert!(welcomed.insert(next), "nobody is welcomed twice");
+    }
+    eventually(LIMIT, "all are acknowledged", async || -> anyhow::Result<bool> {
+        let lag = stack.site.run(&["subscriber", "lag", "welcome", "--output", "json"]).await?;
+        let lag: Value = serde_json::from_str(&lag.stdout)?;
+        Ok(lag[0]["waiting"] == 0 && lag[0]["in_hand"] == 0)
+    })
+    .await?;
+    stop.cancel();
+    tokio::time::timeout(LIMIT, running).await.context("it does not stop")???;
+    assert!(told.recv().await.is_none(), "nobody is welcomed twice");
     Ok(())
 }

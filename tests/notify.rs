@@ -18,7 +18,10 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use vestibule_testkit::{PushCall, PushServices, Smtp, eventually};
 
-use crate::support::{LIMIT, Site, Up, http};
+use crate::{
+    scaled_out::Stack,
+    support::{LIMIT, Site, Up, http},
+};
 
 /// An ntfy server and a receiver of signed webhooks in one: answers as planned, else 200.
 #[derive(Clone, Default)]
@@ -306,6 +309,29 @@ async fn a_device_that_is_gone_is_removed_and_what_is_refused_is_parked() -> any
     for secret in ["token-of-hers", &"00ff".repeat(8), "Willkommen", ADA, "/browser/"] {
         assert!(!log.contains(secret), "{secret} is in\n{log}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connector_of_its_own_registers_devices_without_any_approval() -> anyhow::Result<()> {
+    let mut stack = Stack::start_bare("[devices]\ntoken = \"env:DEVICES_TOKEN\"\n").await?;
+    stack.site.set("DEVICES_TOKEN", TOKEN);
+    stack.migrate().await?;
+    let (mut api, _) = stack.api(&["--without-relay"]).await?;
+    let line = api.wait_for_line(LIMIT, |line| line.contains("the connector answers")).await?;
+    let line: Value = serde_json::from_str(&line)?;
+    let admin = format!("http://{}", line["admin"].as_str().context("no address")?);
+    let device = json!({ "kind": "fcm", "token": "android-1" });
+
+    // Its store is opened beside the answers.
+    eventually(LIMIT, "the device is registered", async || {
+        register_for(&admin, ADA, device.clone()).await.is_ok()
+    })
+    .await?;
+
+    let (id, _) = register_for(&admin, ADA, device).await?;
+    let one = http().delete(format!("{admin}/devices/{id}")).bearer_auth(TOKEN);
+    assert_eq!(one.send().await?.status(), 204);
     Ok(())
 }
 

@@ -222,22 +222,28 @@ impl Team {
     }
 }
 
-#[tokio::test]
-async fn a_team_takes_its_own_events_from_the_stream_and_can_do_nothing_else() -> anyhow::Result<()>
-{
+/// `nats.conf` with a user more that a subscriber is granted, and that user's password.
+pub(crate) async fn granted(name: &str) -> anyhow::Result<(String, String)> {
     // The user goes into the file before there is a server that reads it.
     let config = example().replace("data = \"./data\"", "data = \"./data\"\nkey = \"env:KEY\"");
     let site = Site::with_config(&format!("{config}\n[nats]\nurl = \"nats://127.0.0.1:4222\"\n"))?;
-    site.write("subscribers/warehouse.toml", "[nats]\n")?;
+    site.write(&format!("subscribers/{name}.toml"), "[nats]\n")?;
     site.write("nats.conf", include_str!("../nats.conf"))?;
-    let granted = run(&site, &["subscriber", "grant", "warehouse", "--apply", "nats.conf"]).await?;
+    let granted = run(&site, &["subscriber", "grant", name, "--apply", "nats.conf"]).await?;
     assert!(granted.stdout.contains("nats-server --signal reload"), "{granted:?}");
-    let again = site.run(&["subscriber", "grant", "warehouse", "--apply", "nats.conf"]).await?;
-    assert!(again.stderr.contains("has a user warehouse already"), "{again:?}");
+    let again = site.run(&["subscriber", "grant", name, "--apply", "nats.conf"]).await?;
+    assert!(again.stderr.contains(&format!("has a user {name} already")), "{again:?}");
     let configuration = std::fs::read_to_string(site.path().join("nats.conf"))?;
-    let password = std::fs::read_to_string(site.path().join("subscribers/warehouse.password"))?;
-    assert!(!configuration.contains(password.trim()), "only a hash of it is for the server");
+    let password = site.path().join(format!("subscribers/{name}.password"));
+    let password = std::fs::read_to_string(password)?.trim().to_owned();
+    assert!(!configuration.contains(&password), "only a hash of it is for the server");
+    Ok((configuration, password))
+}
 
+#[tokio::test]
+async fn a_team_takes_its_own_events_from_the_stream_and_can_do_nothing_else() -> anyhow::Result<()>
+{
+    let (configuration, password) = granted("warehouse").await?;
     let stack = Stack::start_with(&configuration, "").await?;
     stack.site.write("subscribers/warehouse.toml", "[nats]\n")?;
     stack.migrate().await?;
@@ -245,7 +251,7 @@ async fn a_team_takes_its_own_events_from_the_stream_and_can_do_nothing_else() -
     accept(&base, "ada@example.com").await?;
 
     let url = stack.nats.url();
-    let mut team = Team::connect(&url, "warehouse", password.trim()).await?;
+    let mut team = Team::connect(&url, "warehouse", &password).await?;
     let context = jetstream::new(team.client.clone());
     let consumer: jetstream::consumer::PullConsumer =
         context.get_consumer_from_stream("warehouse", "SIGNUPS").await?;
