@@ -32,6 +32,8 @@ expires_after = "30d"
 
 [workers.approvals]
 
+[workers.confirm]
+
 [[connectors.partners.rules]]
 name = "partners-only"
 mode = "audit"
@@ -213,6 +215,29 @@ async fn every_metric_explains_itself_and_what_is_written_about_them_is_true() -
     assert!(unknown.is_empty(), "there is no such thing: {unknown:#?}");
 
     the_manual_lists(&scrape)
+}
+
+#[tokio::test]
+async fn roles_that_a_target_is_yet_to_be_given_are_counted() -> anyhow::Result<()> {
+    let target = "[[workers.permissions.targets]]\nname = \"crm\"\nkind = \"scim\"\n\
+                  url = \"http://127.0.0.1:9/\"\ntoken = \"env:CRM_TOKEN\"\n\
+                  roles = { \"orders.create\" = \"g\" }\n";
+    let mut site = Site::new(target)?;
+    site.set("CRM_TOKEN", "of-the-crm");
+    let up = site.up().await?;
+    assert!(
+        up.metrics().await?.contains("vestibule_permissions_pending 0"),
+        "as long as nothing is"
+    );
+
+    let supplier = json!({ "email": "ada@example.com", "jobTitle": "Supplier" });
+    let (status, _) = sign_up(&up.base, "before-create", &supplier).await?;
+
+    assert_eq!(status, 200);
+    eventually(LIMIT, "one waits for its target", async || -> anyhow::Result<bool> {
+        Ok(up.metric("vestibule_permissions_pending").await? == 1.0)
+    })
+    .await
 }
 
 const DASHBOARD: &str = include_str!("../docs/examples/grafana/vestibule.json");

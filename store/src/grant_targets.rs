@@ -21,7 +21,7 @@ use vestibule_events::{Email, Person, SignUpEvent};
 use crate::{
     Grant, Store, StoreError,
     error::Cause,
-    session::{Dialect, Session, execute, fetch_all, fetch_optional},
+    session::{Dialect, Session, execute, fetch_all, fetch_one, fetch_optional},
     text::{Moment, storable, storable_time},
 };
 
@@ -167,6 +167,16 @@ impl Store {
             .bind(person.as_str())
         )?;
         rows.into_iter().map(GrantTarget::try_from).collect()
+    }
+
+    /// How much targets are yet to be made to hold, whoever does it and when.
+    pub async fn grant_targets_pending(&self) -> Result<u64, StoreError> {
+        let mut session = self.read().await?;
+        let (count,): (i64,) = fetch_one!(
+            &mut session,
+            sqlx::query_as("SELECT count(*) FROM grant_targets WHERE state = 'pending'")
+        )?;
+        Ok(u64::try_from(count).unwrap_or_default())
     }
 
     /// What is due at one of `targets` and in nobody's hands, the longest due first.

@@ -5,6 +5,7 @@ mod backstage;
 mod banner;
 mod health;
 mod open_files;
+mod permissions;
 mod process;
 mod reload;
 mod subscribers;
@@ -70,6 +71,7 @@ async fn start_up(config: Config, file: &Path, sockets: Sockets) -> anyhow::Resu
     parts.store = Some(Arc::clone(&store));
     let registry = &mut process.registry;
     let metrics = (WorkerMetrics::register(registry), SubscriberMetrics::register(registry));
+    process.count_permissions(&config.workers, &store);
     let requests = config.has_outbox().then(|| Arc::clone(&store));
     let connector = process.connector(&config, requests, &log).await?;
     let stop = process.stop_of(Stage::Workers);
@@ -153,6 +155,7 @@ async fn start_worker(
     let store = Arc::new(OnceLock::from(opened.clone()));
     let stream = process.stream(&config, nats, Role::Worker).await?;
     let metrics = WorkerMetrics::register(&mut process.registry);
+    process.count_permissions(workers.iter().copied(), &store);
     for worker in &workers {
         let effect = wiring::worker(&config, worker, &opened)
             .with_context(|| format!("could not set up the worker {}", worker.name()))?;

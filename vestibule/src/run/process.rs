@@ -34,15 +34,17 @@ use vestibule_api::{
 };
 use vestibule_events::{JetStream, LocalLog, Role, relay};
 use vestibule_store::Store;
+use vestibule_workers::Permissions;
 
 use super::{
     health::Health,
     open_files,
+    permissions::count_pending,
     reload::{Reload, ReloadMetrics},
     systemd::{self, Sockets},
 };
 use crate::{
-    config::{self, Config, NatsConfig, TlsConfig},
+    config::{self, Config, NatsConfig, TlsConfig, WorkerConfig},
     deciding::{Deciding, Gauges},
     readiness::Parts,
     telemetry::Telemetry,
@@ -375,6 +377,19 @@ impl Process {
             Ok(())
         });
         Ok(address)
+    }
+
+    /// Where the worker `permissions` runs, counts what it still has to do.
+    pub(super) fn count_permissions<'a>(
+        &mut self,
+        workers: impl IntoIterator<Item = &'a WorkerConfig>,
+        store: &Arc<OnceLock<Store>>,
+    ) {
+        if workers.into_iter().any(|it| it.name() == Permissions::NAME) {
+            let stop = self.stop_of(Stage::Behind);
+            let counting = count_pending(Arc::clone(store), &mut self.registry, stop);
+            self.spawn(Stage::Behind, "pending permissions", Without::GoesOn, counting);
+        }
     }
 
     /// Starts the admin listener, last: the metrics of everything else are in the registry by now.
