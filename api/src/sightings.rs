@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 use vestibule_events::{ConfirmationSource, ConnectorName, Person, PseudonymKey, SignUpEvent};
-use vestibule_store::{Store, StoreError};
+use vestibule_store::{Sighted, Store, StoreError};
 
 /// At some 150 bytes each; a store that is away for a minute loses none of 150 sign-ins a second.
 const QUEUE_MAX: usize = 10_000;
@@ -216,7 +216,14 @@ impl SightingsWriter {
             let source = ConfirmationSource::Token;
             SignUpEvent::confirmed(id, now, origin, object_id, source, &self.key)
         };
-        store.account_seen(person, connector, object_id, *at, confirmed).await?;
+        let sighted = store.account_seen(person, connector, object_id, *at, confirmed).await?;
+        if let Sighted::Unreadable(event) = sighted {
+            warn!(
+                %event,
+                "an account was seen whose sign-up is in a form that this version cannot read; it is \
+                 noted for a version that can"
+            );
+        }
         Ok(())
     }
 

@@ -14,7 +14,8 @@ CREATE TABLE confirmations (
     source         text CHECK (source IN ('token', 'directory', 'account')),
     decided_at     timestamptz,
     decision_event uuid,
-    event          bytea NOT NULL          -- the accepted or approved event, whole
+    event          bytea                   -- the accepted or approved event, whole, while it waits
+        CHECK ((state = 'waiting') = (event IS NOT NULL))
 );
 -- Of several sign-ups of a person only the newest waits: there is one account.
 CREATE UNIQUE INDEX confirmations_waiting

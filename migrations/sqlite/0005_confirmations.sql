@@ -16,7 +16,8 @@ CREATE TABLE confirmations (
     source         TEXT CHECK (source IN ('token', 'directory', 'account')),
     decided_at     TEXT,
     decision_event BLOB,
-    event          BLOB NOT NULL           -- the accepted or approved event, whole
+    event          BLOB                    -- the accepted or approved event, whole, while it waits
+        CHECK ((state = 'waiting') = (event IS NOT NULL))
 ) STRICT, WITHOUT ROWID;
 -- Of several sign-ups of a person only the newest waits: there is one account.
 CREATE UNIQUE INDEX confirmations_waiting

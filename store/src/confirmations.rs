@@ -7,6 +7,8 @@
 //!
 //! Of several sign-ups of a person at a connector only the newest waits: there is one account, and
 //! one confirmation of it. When to look, and when to give up, is left to the caller.
+//!
+//! The event is kept while it waits and no longer: its outcome carries what it said.
 
 use std::{fmt, time::Duration};
 
@@ -22,6 +24,9 @@ use crate::{
     session::{Dialect, Session, execute, fetch_all, fetch_one, fetch_optional},
     text::{Moment, storable, storable_time},
 };
+
+/// So long a sign-up is left alone that this version cannot read: one that can may be running soon.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(10 * 60);
 
 /// Clocks of those who see tokens and of those who let people past may differ by so much.
 const SKEW: Duration = Duration::from_secs(5 * 60);
@@ -88,6 +93,26 @@ pub struct Unconfirmed {
     pub seen: Option<String>,
 }
 
+/// What [`Store::claim_unconfirmed`] found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Claimed {
+    pub sign_ups: Vec<Unconfirmed>,
+    /// Sign-ups in a form that this version cannot read. They wait on.
+    pub unreadable: Vec<Uuid>,
+}
+
+/// What came of it that an account was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sighted {
+    /// Nobody waits for it, or not yet.
+    Noted,
+    /// It confirmed the sign-up that waited for it.
+    Confirmed,
+    /// A sign-up waits for it in a form that this version cannot read; the note is there for one
+    /// that can.
+    Unreadable(Uuid),
+}
+
 impl Store {
     /// Notes that the account of an `accepted` or `approved` event is waited for. Older sign-ups of
     /// the person at the connector wait no more; one that is itself older does not begin to.
@@ -111,16 +136,15 @@ impl Store {
     /// Takes sign-ups whose account is to be looked for, those first that have been due for longest.
     /// Nobody else gets them until `lease` is over.
     ///
-    /// Where none is due this is one read of an index. One that cannot be read is left, and an error
-    /// where there is no other.
+    /// Where none is due this is one read of an index. One that cannot be read holds up no other.
     pub async fn claim_unconfirmed(
         &self,
         now: OffsetDateTime,
         lease: Duration,
         limit: u32,
-    ) -> Result<Vec<Unconfirmed>, StoreError> {
+    ) -> Result<Claimed, StoreError> {
         if self.next_confirmation().await?.is_none_or(|due_at| due_at > now) {
-            return Ok(Vec::new());
+            return Ok(Claimed::default());
         }
         let mut session = self.write().await?;
         // Who comes second does not wait for who came first, but takes others. SQLite lets only one
@@ -150,9 +174,7 @@ impl Store {
         )?;
         let ids: Vec<_> = rows.iter().map(|(id, ..)| *id).collect();
         let seen = sightings(&mut session, &ids).await?;
-        session.commit().await?;
-        let mut claimed = Vec::new();
-        let mut unreadable = None;
+        let mut claimed = Claimed::default();
         for (id, event, tries) in rows {
             match outbox::read(&event) {
                 Ok(event) => {
@@ -160,16 +182,17 @@ impl Store {
                     let counts = |at: &OffsetDateTime| *at + SKEW >= event.time;
                     let seen = of_event.filter(|it| counts(&it.2)).map(|it| it.1.clone());
                     let tries = u32::try_from(tries).unwrap_or(u32::MAX);
-                    claimed.push(Unconfirmed { event, tries, seen });
+                    claimed.sign_ups.push(Unconfirmed { event, tries, seen });
                 }
-                Err(error) => unreadable = Some(error),
+                Err(_) => {
+                    wait_on(&mut session, id, now + UNREADABLE_PAUSE, false).await?;
+                    claimed.unreadable.push(id);
+                }
             }
         }
-        claimed.sort_unstable_by_key(|it| it.event.id);
-        match unreadable {
-            Some(error) if claimed.is_empty() => Err(error),
-            _ => Ok(claimed),
-        }
+        session.commit().await?;
+        claimed.sign_ups.sort_unstable_by_key(|it| it.event.id);
+        Ok(claimed)
     }
 
     /// When the next account is to be looked for; of one in hand, when its lease runs out.
@@ -193,16 +216,7 @@ impl Store {
         tried: bool,
     ) -> Result<(), StoreError> {
         let mut session = self.write().await?;
-        execute!(
-            &mut session,
-            sqlx::query(
-                "UPDATE confirmations SET due_at = $2, tries = tries + $3
-                 WHERE event_id = $1 AND state = 'waiting'"
-            )
-            .bind(event_id)
-            .bind(Moment(due_at))
-            .bind(i64::from(tried))
-        )?;
+        wait_on(&mut session, event_id, due_at, tried).await?;
         session.commit().await
     }
 
@@ -220,7 +234,7 @@ impl Store {
     }
 
     /// Notes that a platform was about to issue a token to the account of a person. Where their
-    /// sign-up waits it is confirmed by the event that `confirmed` makes of it; says whether it was.
+    /// sign-up waits it is confirmed by the event that `confirmed` makes of it.
     pub async fn account_seen(
         &self,
         person: &Person,
@@ -228,7 +242,7 @@ impl Store {
         object_id: &str,
         now: OffsetDateTime,
         confirmed: impl FnOnce(&SignUpEvent) -> SignUpEvent + Send,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Sighted, StoreError> {
         let mut session = self.write().await?;
         execute!(
             &mut session,
@@ -243,24 +257,27 @@ impl Store {
             .bind(storable(object_id))
             .bind(Moment(now))
         )?;
-        let waiting: Option<(Vec<u8>,)> = fetch_optional!(
+        let waiting: Option<(Uuid, Vec<u8>)> = fetch_optional!(
             &mut session,
             sqlx::query_as(
-                "SELECT event FROM confirmations
+                "SELECT event_id, event FROM confirmations
                  WHERE person = $1 AND connector = $2 AND state = 'waiting'"
             )
             .bind(person.as_str())
             .bind(connector.as_str())
         )?;
-        let settled = match waiting {
-            Some((event,)) => {
-                let outcome = confirmed(&outbox::read(&event)?);
-                settle(&mut session, &outcome, now).await?
-            }
-            None => false,
+        let sighted = match waiting {
+            Some((event_id, event)) => match outbox::read(&event) {
+                Ok(event) if settle(&mut session, &confirmed(&event), now).await? => {
+                    Sighted::Confirmed
+                }
+                Ok(_) => Sighted::Noted,
+                Err(_) => Sighted::Unreadable(event_id),
+            },
+            None => Sighted::Noted,
         };
         session.commit().await?;
-        Ok(settled)
+        Ok(sighted)
     }
 
     /// Forgets which accounts were seen before `time`: their sign-ups have come here long since.
@@ -304,13 +321,12 @@ async fn begin(
     due_at: OffsetDateTime,
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
-    // A second time, because an older one may have begun to wait meanwhile: the insert waited for
-    // it.
-    for _ in 0..2 {
+    // Again as often as an older one began to wait meanwhile: the insert waited for it.
+    loop {
         execute!(
             session,
             sqlx::query(
-                "UPDATE confirmations SET state = 'superseded', decided_at = $4
+                "UPDATE confirmations SET state = 'superseded', decided_at = $4, event = NULL
                  WHERE person = $1 AND connector = $2 AND state = 'waiting' AND event_id < $3"
             )
             .bind(event.person.as_str())
@@ -324,9 +340,29 @@ async fn begin(
         if insert(session, event, ConfirmationState::Waiting, due_at, now).await? == Done::Now {
             return Ok(());
         }
+        if is_stood_for(session, event).await? {
+            break;
+        }
     }
-    // Another one stands for it. Or another worker noted this very one: there it stays as it is.
     insert(session, event, ConfirmationState::Superseded, due_at, now).await.map(drop)
+}
+
+/// Whether a newer sign-up of the person waits. Or another worker noted this very one: there it stays
+/// as it is.
+async fn is_stood_for(session: &mut Session, event: &SignUpEvent) -> Result<bool, StoreError> {
+    let row: Option<(Uuid,)> = fetch_optional!(
+        session,
+        sqlx::query_as(
+            "SELECT event_id FROM confirmations
+             WHERE event_id = $3
+                 OR (person = $1 AND connector = $2 AND state = 'waiting' AND event_id > $3)
+             LIMIT 1"
+        )
+        .bind(event.person.as_str())
+        .bind(event.sign_up.connector.as_str())
+        .bind(event.id)
+    )?;
+    Ok(row.is_some())
 }
 
 /// Whether another sign-up of the person was confirmed after this one was let past: that is the
@@ -367,9 +403,28 @@ async fn insert(
         .bind(storable_time(event.time))
         .bind(Moment(due_at))
         .bind((state != ConfirmationState::Waiting).then_some(now))
-        .bind(outbox::written(event))
+        .bind((state == ConfirmationState::Waiting).then(|| outbox::written(event)))
     )?;
     Ok(Done::from_rows(rows))
+}
+
+async fn wait_on(
+    session: &mut Session,
+    event_id: Uuid,
+    due_at: OffsetDateTime,
+    tried: bool,
+) -> Result<(), StoreError> {
+    execute!(
+        session,
+        sqlx::query(
+            "UPDATE confirmations SET due_at = $2, tries = tries + $3
+             WHERE event_id = $1 AND state = 'waiting'"
+        )
+        .bind(event_id)
+        .bind(Moment(due_at))
+        .bind(i64::from(tried))
+    )?;
+    Ok(())
 }
 
 /// The accounts that were seen of the people of these sign-ups, and when.
@@ -416,7 +471,7 @@ async fn settle(
         session,
         sqlx::query(
             "UPDATE confirmations SET state = $2, object_id = $3, source = $4, decided_at = $5,
-                 decision_event = $6
+                 decision_event = $6, event = NULL
              WHERE event_id = $1 AND state = 'waiting'"
         )
         .bind(confirmation.of)

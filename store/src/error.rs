@@ -115,8 +115,7 @@ impl From<sqlx::Error> for StoreError {
 fn from_database(error: &(dyn DatabaseError + 'static)) -> StoreError {
     if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
         let code = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
-        // SQLite names tables and columns in its messages, never values.
-        return of_sqlite(code).with(format!("SQLite: {} ({code})", error.message()));
+        return of_sqlite(code).with(sqlite_in_words(code, error.message()));
     }
     let state = error.code().unwrap_or_default();
     // PostgreSQL quotes values in its messages and details; state and names are enough.
@@ -141,6 +140,44 @@ fn of_sqlite(code: i32) -> Verdict {
         18..=20 | 25 => Verdict::Refused,
         // ERROR (no such table), PERM, CORRUPT, NOTADB and the rest: the file.
         _ => Verdict::Misconfigured,
+    }
+}
+
+/// What SQLite says, by its extended result code, and the names in its message where the form of that
+/// is known. The rest of a message is not passed on: functions and triggers quote values in it.
+#[must_use]
+pub fn sqlite_in_words(code: i32, message: &str) -> String {
+    let (words, before_name) = match (code, code & 0xff) {
+        (275, _) => ("a CHECK constraint failed", "constraint failed: "),
+        (787, _) => ("a FOREIGN KEY constraint failed", ""),
+        (1299, _) => ("a NOT NULL constraint failed", "constraint failed: "),
+        (1555, _) => ("a PRIMARY KEY constraint failed", "constraint failed: "),
+        (1811, _) => ("a trigger refused it", ""),
+        (2067, _) => ("a UNIQUE constraint failed", "constraint failed: "),
+        (3091, _) => ("a value is not of its column's type", " column "),
+        (_, 1) if message.starts_with("no such table: ") => ("no such table", "no such table: "),
+        (_, 1) if message.starts_with("no such column: ") => ("no such column", "no such column: "),
+        (_, 1) => ("the statement or a value in it has an error", ""),
+        (_, 5 | 6) => ("the database is locked", ""),
+        (_, 7) => ("out of memory", ""),
+        (_, 8) => ("the database is read only", ""),
+        (_, 9) => ("the statement took too long", ""),
+        (_, 10) => ("the disk fails", ""),
+        (_, 11) => ("the file is damaged", ""),
+        (_, 13) => ("the disk is full", ""),
+        (_, 14) => ("the file cannot be opened", ""),
+        (_, 17) => ("the schema has changed", ""),
+        (_, 18) => ("a value is too large", ""),
+        (_, 19) => ("a constraint failed", ""),
+        (_, 20) => ("a value is not of the type that is wanted", ""),
+        (_, 26) => ("the file is no SQLite database", ""),
+        _ => ("it failed", ""),
+    };
+    let is_name = |it: char| it.is_ascii_alphanumeric() || "_.$, ".contains(it);
+    let name = message.split_once(before_name).map(|(_, name)| name);
+    match name.filter(|it| !before_name.is_empty() && it.chars().all(is_name)) {
+        Some(name) => format!("SQLite: {words} ({code}), {name}"),
+        None => format!("SQLite: {words} ({code})"),
     }
 }
 
@@ -192,7 +229,46 @@ fn of_postgres(state: &str) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::{Connection as _, SqliteConnection};
+
     use super::*;
+
+    #[tokio::test]
+    async fn no_value_is_in_what_sqlite_says() {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        let setup =
+            "CREATE TABLE people (email TEXT NOT NULL UNIQUE CHECK (email <> 'x'), seen INTEGER,
+                CHECK (seen < 10)) STRICT;
+            INSERT INTO people (email) VALUES ('ada@example.com');
+            CREATE TRIGGER refuses BEFORE UPDATE ON people
+                BEGIN SELECT RAISE(ABORT, 'ada@example.com is refused'); END";
+        sqlx::raw_sql(setup).execute(&mut connection).await.unwrap();
+        for (statement, expected) in [
+            (
+                "INSERT INTO people (email) VALUES ($1)",
+                "a UNIQUE constraint failed (2067), people.email",
+            ),
+            (
+                "INSERT INTO people (email) SELECT NULL WHERE $1 <> ''",
+                "a NOT NULL constraint failed (1299), people.email",
+            ),
+            (
+                "INSERT INTO people (email, seen) VALUES ('x' || $1, 99)",
+                "a CHECK constraint failed (275)",
+            ),
+            (
+                "INSERT INTO people (email, seen) VALUES ('y', $1)",
+                "a value is not of its column's type (3091), people.seen",
+            ),
+            ("UPDATE people SET seen = 1 WHERE email = $1", "a trigger refused it (1811)"),
+            ("SELECT json_extract('{}', $1)", "the statement or a value in it has an error (1)"),
+            ("DELETE FROM peopel WHERE email = $1", "no such table (1), peopel"),
+        ] {
+            let ran = sqlx::query(statement).bind("ada@example.com").execute(&mut connection).await;
+            let said = StoreError::from(ran.unwrap_err());
+            assert_eq!(said.cause().to_string(), format!("SQLite: {expected}"), "{statement}");
+        }
+    }
 
     #[test]
     fn what_may_pass_is_told_from_what_will_not() {

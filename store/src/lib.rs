@@ -38,19 +38,20 @@ pub use approvals::{
     ApprovalFilter, ApprovalRequest, ApprovalState, Decided, Opened, RequestState, UnknownState,
 };
 pub use attempts::{FailedAttempt, Failures};
-pub use confirmations::{ConfirmationRecord, ConfirmationState, Unconfirmed};
+pub use confirmations::{Claimed, ConfirmationRecord, ConfirmationState, Sighted, Unconfirmed};
 pub use dead_letters::{
     Letter, LetterChange, LetterFilter, LetterGroup, LetterState, LetterWhole, Redriven,
     UnknownLetterState,
 };
 pub use devices::{Device, DeviceAddress, DeviceKind, DeviceRecord, UnknownDeviceKind};
 pub use effects::Effects;
-pub use error::{Cause, StoreError};
+pub use error::{Cause, StoreError, sqlite_in_words};
 pub use grant_targets::{GrantTarget, GrantTargetFilter, Seen, Wanted};
 pub use grants::{Grant, GrantFilter, NewGrant, Revocation};
 pub use inbox::Done;
 pub use migrations::Migration;
 pub use notifications::Begun;
+pub use outbox::Unpublished;
 pub use pausing::PausedWorker;
 pub use people::PersonRecord;
 pub use recipients::RoleHolder;

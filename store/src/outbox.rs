@@ -4,11 +4,14 @@
 //! between delays it and loses nothing. It may be published twice, by a crash before it is taken out
 //! or by two processes at once; that does no harm, because it keeps its id and its fingerprint. Once
 //! the log has it nothing of it stays here: how long events are kept is the log's to say.
+//!
+//! It is published as it was written, for whoever wrote it may know more than whoever publishes it.
+//! What a version cannot read at all stays for one that can.
 
 use sqlx::QueryBuilder;
 use time::OffsetDateTime;
 use uuid::Uuid;
-use vestibule_events::SignUpEvent;
+use vestibule_events::{SignUpEvent, Undecodable, WrittenEvent};
 
 use crate::{
     Store, StoreError,
@@ -17,15 +20,38 @@ use crate::{
     text::storable_time,
 };
 
+/// An event that the log may not have yet.
+#[derive(Clone, Debug)]
+pub struct Unpublished {
+    /// Rising, in the order they were written.
+    pub place: i64,
+    pub event_id: Uuid,
+    pub event: Result<WrittenEvent, Undecodable>,
+}
+
 impl Store {
-    /// The oldest events that the log may not have yet, in the order they were written.
-    pub async fn unpublished(&self, limit: u32) -> Result<Vec<SignUpEvent>, StoreError> {
+    /// The oldest events that the log may not have yet, of those behind a place in the outbox; 0 is
+    /// before them all.
+    pub async fn unpublished(
+        &self,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Unpublished>, StoreError> {
         let mut session = self.read().await?;
-        let rows: Vec<(Vec<u8>,)> = fetch_all!(
+        let rows: Vec<(i64, Uuid, Vec<u8>)> = fetch_all!(
             &mut session,
-            sqlx::query_as("SELECT event FROM outbox ORDER BY id LIMIT $1").bind(i64::from(limit))
+            sqlx::query_as(
+                "SELECT id, event_id, event FROM outbox WHERE id > $1 ORDER BY id LIMIT $2"
+            )
+            .bind(after)
+            .bind(i64::from(limit))
         )?;
-        rows.iter().map(|(event,)| read(event)).collect()
+        let unpublished = |(place, event_id, event)| Unpublished {
+            place,
+            event_id,
+            event: WrittenEvent::read(event),
+        };
+        Ok(rows.into_iter().map(unpublished).collect())
     }
 
     /// Takes out events that the log has; another process may have done so before.

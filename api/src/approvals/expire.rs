@@ -61,7 +61,10 @@ async fn expire(desk: &ApprovalDesk, store: &Store) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, OnceLock};
+    use std::{
+        collections::HashSet,
+        sync::{Arc, OnceLock},
+    };
 
     use sqlx::{Connection as _, SqliteConnection};
     use vestibule_events::{
@@ -129,10 +132,10 @@ mod tests {
         assert_eq!(decided, Decided::Now);
 
         let closed = expire(&desk, &store).await;
-        crate::outbox::publish(&store, &log).await?;
+        crate::outbox::publish(&store, &log, &mut HashSet::new()).await?;
 
         assert!(closed.is_err(), "ada's is not readable");
-        assert_eq!((log.last_sequence(), store.unpublished(1).await?.len()), (1, 0));
+        assert_eq!((log.last_sequence(), store.unpublished(0, 1).await?.len()), (1, 0));
         Ok(())
     }
 }

@@ -11,7 +11,9 @@ use vestibule_store::{
     StoreError,
 };
 
-use crate::home::{Home, NOW, event, expired, pending, reviewed, time_of, unknown_event};
+use crate::home::{
+    Home, NOW, event, expired, pending, reviewed, time_of, unknown_event, unpublished,
+};
 
 const WORKER: &str = "approvals";
 
@@ -60,7 +62,7 @@ pub(crate) async fn a_request_is_opened_once_and_keeps_the_sign_up_as_it_came(
     assert_eq!(request.attempts, 1);
     assert_eq!((request.decided_at, &request.decided_by, &request.reason), (None, &None, &None));
     assert_eq!(standing(&store, &event).await?, Some(ApprovalState::Pending { since: event.time }));
-    assert_eq!(store.unpublished(10).await?, []);
+    assert_eq!(unpublished(&store, 10).await?, []);
     let debug = format!("{request:?}");
     assert!(!debug.contains("ada") && !debug.contains("London"), "{debug}");
     Ok(())
@@ -147,7 +149,7 @@ pub(crate) async fn of_many_approvers_at_once_one_decides(home: &Home) -> anyhow
     assert_eq!(request.decided_by.as_deref(), Some(approval.approver.as_str()));
     assert_eq!((request.reason.clone(), request.decided_at), (approval.reason, Some(time_of(2))));
     assert!(losers.iter().all(|told| *told == request), "each is told who decided what");
-    assert_eq!(store.unpublished(100).await?, winners);
+    assert_eq!(unpublished(&store, 100).await?, winners);
     let debug = format!("{request:?}");
     assert!(!debug.contains("approver") && !debug.contains("knows"), "{debug}");
     Ok(())
@@ -167,19 +169,19 @@ pub(crate) async fn a_decision_waits_in_the_outbox_until_it_is_published(
         decisions.push(decision);
     }
 
-    assert_eq!(store.unpublished(100).await?, decisions);
-    assert_eq!(store.unpublished(2).await?, decisions[..2]);
+    assert_eq!(unpublished(&store, 100).await?, decisions);
+    assert_eq!(unpublished(&store, 2).await?, decisions[..2]);
     store.published(&[decisions[1].id, unknown_event()]).await?;
-    assert_eq!(store.unpublished(100).await?, [decisions[0].clone(), decisions[2].clone()]);
+    assert_eq!(unpublished(&store, 100).await?, [decisions[0].clone(), decisions[2].clone()]);
     // Said again by another process that published the same.
     let ids: Vec<Uuid> = decisions.iter().map(|it| it.id).collect();
     store.published(&ids).await?;
     store.published(&[]).await?;
 
-    assert_eq!(store.unpublished(100).await?, []);
+    assert_eq!(unpublished(&store, 100).await?, []);
     // The same decision again is none, and is not published again.
     assert_eq!(store.decide_request(&decisions[0], time_of(40)).await?, Decided::Now);
-    assert_eq!(store.unpublished(100).await?, []);
+    assert_eq!(unpublished(&store, 100).await?, []);
     assert_eq!(
         standing(&store, &pending(1, "n1")).await?,
         Some(ApprovalState::Approved { at: time_of(20) })
@@ -205,7 +207,7 @@ pub(crate) async fn the_same_decision_again_is_still_the_decision(
         anyhow::bail!("decided twice");
     };
     assert_eq!((request.state, request.decided_at), (RequestState::Denied, Some(time_of(2))));
-    assert_eq!(store.unpublished(100).await?, [decision]);
+    assert_eq!(unpublished(&store, 100).await?, [decision]);
     Ok(())
 }
 
@@ -235,7 +237,7 @@ pub(crate) async fn a_request_expires_at_its_end_and_not_before(home: &Home) -> 
     assert_eq!(store.decide_request(&too_late, end).await?, Decided::Expired);
     assert_eq!(standing(&store, &event).await?, Some(ApprovalState::Expired { at: end }));
     assert_eq!(standing(&store, &stays).await?, Some(ApprovalState::Pending { since: stays.time }));
-    assert_eq!(store.unpublished(100).await?, [in_time, expired(200, &event)]);
+    assert_eq!(unpublished(&store, 100).await?, [in_time, expired(200, &event)]);
     Ok(())
 }
 
@@ -278,7 +280,7 @@ pub(crate) async fn deciding_and_expiring_at_once_have_one_outcome(
     }
 
     assert_eq!(decided + swept, 20);
-    let mut told = about(&store.unpublished(100).await?);
+    let mut told = about(&unpublished(&store, 100).await?);
     told.sort_unstable();
     assert_eq!(told, events.iter().map(|it| it.id).collect::<Vec<_>>());
     Ok(())
@@ -323,9 +325,9 @@ pub(crate) async fn giving_up_in_the_middle_leaves_no_decision_without_its_event
     // What somebody gave up may yet become durable, so each of two reads may see more than the
     // one before, but never one thing without the other.
     let approved = all(&store).await?.into_iter().filter(|it| it.state == RequestState::Approved);
-    let told = about(&store.unpublished(100).await?);
+    let told = about(&unpublished(&store, 100).await?);
     assert!(approved.map(|it| it.id).all(|id| told.contains(&id)));
-    for id in about(&store.unpublished(100).await?) {
+    for id in about(&unpublished(&store, 100).await?) {
         let request = store.approval_request(id).await?.expect("the request was opened");
         assert_eq!(request.state, RequestState::Approved);
     }
@@ -334,7 +336,7 @@ pub(crate) async fn giving_up_in_the_middle_leaves_no_decision_without_its_event
         let decided = store.decide_request(&decision_about(event), time_of(51)).await?;
         assert_eq!(decided, Decided::Now);
     }
-    let mut told = about(&store.unpublished(100).await?);
+    let mut told = about(&unpublished(&store, 100).await?);
     told.sort_unstable();
     assert_eq!(told, events.iter().map(|it| it.id).collect::<Vec<_>>());
     Ok(())
@@ -517,7 +519,7 @@ pub(crate) async fn what_is_no_decision_decides_nothing(home: &Home) -> anyhow::
     assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
 
     assert_eq!(request_of(&store, &event).await?.state, RequestState::Pending);
-    assert_eq!(store.unpublished(10).await?, []);
+    assert_eq!(unpublished(&store, 10).await?, []);
     let mut nul = reviewed(3, &event, Verdict::Approve, "gra\0ce'; --");
     if let Some(approval) = &mut nul.approval {
         approval.reason = None;
@@ -526,7 +528,7 @@ pub(crate) async fn what_is_no_decision_decides_nothing(home: &Home) -> anyhow::
     let request = request_of(&store, &event).await?;
     assert_eq!(request.decided_by.as_deref(), Some("gra\u{fffd}ce'; --"));
     assert_eq!(request.reason, None);
-    assert_eq!(store.unpublished(10).await?, [nul]);
+    assert_eq!(unpublished(&store, 10).await?, [nul]);
     Ok(())
 }
 

@@ -7,10 +7,10 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 use vestibule_events::{ConfirmationSource, PseudonymKey, SignUpEvent};
 use vestibule_store::{
-    ConfirmationRecord, ConfirmationState, Done, Store, StoreError, Unconfirmed,
+    ConfirmationRecord, ConfirmationState, Done, Sighted, Store, StoreError, Unconfirmed,
 };
 
-use crate::home::{Home, NOW, event, given_up_after, time_of, unknown_event};
+use crate::home::{Home, NOW, event, given_up_after, time_of, unknown_event, unpublished};
 
 const WORKER: &str = "confirm";
 const LEASE: Duration = Duration::from_secs(60);
@@ -40,12 +40,15 @@ async fn wait(store: &Store, event: &SignUpEvent, due: u32) -> Result<Done, Stor
 
 async fn claim(store: &Store, at: OffsetDateTime) -> anyhow::Result<Vec<Uuid>> {
     let claimed = store.claim_unconfirmed(at, LEASE, 100).await?;
-    Ok(claimed.into_iter().map(|it| it.event.id).collect())
+    assert_eq!(claimed.unreadable, [Uuid::nil(); 0]);
+    Ok(claimed.sign_ups.into_iter().map(|it| it.event.id).collect())
 }
 
+/// Whether it confirmed a sign-up that an account was seen.
 async fn see(store: &Store, event: &SignUpEvent, at: OffsetDateTime) -> anyhow::Result<bool> {
     let connector = &event.sign_up.connector;
-    Ok(store.account_seen(&event.person, connector, "object-1", at, by_token).await?)
+    let sighted = store.account_seen(&event.person, connector, "object-1", at, by_token).await?;
+    Ok(sighted == Sighted::Confirmed)
 }
 
 async fn record(store: &Store, event: &SignUpEvent) -> anyhow::Result<ConfirmationRecord> {
@@ -64,14 +67,14 @@ pub(crate) async fn a_sign_up_waits_until_it_is_due_and_is_confirmed_once(
     assert_eq!(store.confirmations_waiting().await?, 2);
 
     assert!(claim(&store, time_of(9)).await?.is_empty());
-    let claimed = store.claim_unconfirmed(time_of(10), LEASE, 100).await?;
+    let claimed = store.claim_unconfirmed(time_of(10), LEASE, 100).await?.sign_ups;
     assert_eq!(claimed, [Unconfirmed { event: ada.clone(), tries: 0, seen: None }]);
     assert!(claim(&store, time_of(10)).await?.is_empty(), "it is in hand");
     store.wait_on(ada.id, time_of(30), true).await?;
     store.wait_on(eve.id, time_of(31), false).await?;
     store.wait_on(unknown_event(), time_of(31), true).await?;
     assert!(claim(&store, time_of(29)).await?.is_empty());
-    let claimed = store.claim_unconfirmed(time_of(31), LEASE, 100).await?;
+    let claimed = store.claim_unconfirmed(time_of(31), LEASE, 100).await?.sign_ups;
     let tries: Vec<_> = claimed.iter().map(|it| (it.event.id, it.tries)).collect();
     assert_eq!(tries, [(ada.id, 1), (eve.id, 0)]);
     assert_eq!(claim(&store, time_of(91)).await?, [ada.id, eve.id], "who had them has died");
@@ -99,7 +102,7 @@ pub(crate) async fn a_sign_up_waits_until_it_is_due_and_is_confirmed_once(
     assert!(store.settle(&end, time_of(60)).await?);
     let eve_now = record(&store, &eve).await?;
     assert_eq!((eve_now.state, eve_now.object_id), (ConfirmationState::Abandoned, None));
-    assert_eq!(store.unpublished(10).await?, [outcome, end]);
+    assert_eq!(unpublished(&store, 10).await?, [outcome, end]);
     assert_eq!((store.next_confirmation().await?, store.confirmations_waiting().await?), (None, 0));
     assert!(claim(&store, time_of(1_000_000)).await?.is_empty());
     Ok(())
@@ -120,7 +123,7 @@ pub(crate) async fn a_token_confirms_whoever_waits_and_whoever_comes_later(
     assert!(!see(&store, &ada, time_of(5)).await?, "a later sign-in is nothing new");
     let ada_now = record(&store, &ada).await?;
     assert_eq!(ada_now.source, Some(ConfirmationSource::Token));
-    let published = store.unpublished(10).await?;
+    let published = unpublished(&store, 10).await?;
     let about: Vec<_> = published.iter().filter_map(|it| it.confirmation.clone()).collect();
     assert_eq!(about.iter().map(|it| it.of).collect::<Vec<_>>(), [ada.id]);
 
@@ -129,7 +132,7 @@ pub(crate) async fn a_token_confirms_whoever_waits_and_whoever_comes_later(
     assert!(!see(&store, &before, time_of(6)).await?);
     wait(&store, &late, 10).await?;
     wait(&store, &before, 10).await?;
-    let claimed = store.claim_unconfirmed(time_of(10), LEASE, 100).await?;
+    let claimed = store.claim_unconfirmed(time_of(10), LEASE, 100).await?.sign_ups;
     let seen: Vec<_> = claimed.iter().map(|it| (it.event.id, it.seen.as_deref())).collect();
     assert_eq!(seen, [(late.id, Some("object-1")), (before.id, None)]);
 
@@ -165,7 +168,7 @@ pub(crate) async fn of_several_sign_ups_of_a_person_the_newest_waits(
     wait(&store, &after, 30).await?;
     assert_eq!(state(&before).await?, ConfirmationState::Superseded);
     assert_eq!(state(&after).await?, ConfirmationState::Waiting);
-    assert_eq!(store.unpublished(10).await?.len(), 1);
+    assert_eq!(unpublished(&store, 10).await?.len(), 1);
     Ok(())
 }
 
@@ -211,7 +214,7 @@ pub(crate) async fn of_all_who_settle_a_sign_up_at_once_one_does(
     while let Some(outcome) = tasks.join_next().await {
         settled += u32::from(outcome??);
     }
-    let published = store.unpublished(100).await?;
+    let published = unpublished(&store, 100).await?;
     assert_eq!((settled, published.len()), (1, 1));
     assert_eq!(record(&store, &ada).await?.decision_event, Some(published[0].id));
     Ok(())
@@ -233,7 +236,7 @@ pub(crate) async fn giving_up_in_the_middle_leaves_no_outcome_without_its_event(
         confirmed_before += u32::from(!see(&store, &ada, time_of(30)).await?);
         assert_eq!(record(&store, &ada).await?.state, ConfirmationState::Confirmed, "{number}");
     }
-    let published = store.unpublished(100).await?;
+    let published = unpublished(&store, 100).await?;
     let mut about: Vec<_> = published.iter().filter_map(|it| it.confirmation.as_ref()).collect();
     about.sort_unstable_by_key(|it| it.of);
     about.dedup_by_key(|it| it.of);
@@ -254,7 +257,7 @@ pub(crate) async fn what_is_no_outcome_settles_nothing(home: &Home) -> anyhow::R
     }
     assert!(!store.settle(&by_directory(&event(2, "eve")), NOW).await?, "nobody waits for it");
     assert_eq!(store.confirmation(unknown_event()).await?, None);
-    assert_eq!(store.unpublished(1).await?, []);
+    assert_eq!(unpublished(&store, 1).await?, []);
     Ok(())
 }
 
@@ -263,15 +266,90 @@ pub(crate) async fn one_that_cannot_be_read_holds_up_no_other(home: &Home) -> an
     let (ada, eve) = (event(1, "ada"), event(2, "eve"));
     wait(&store, &ada, 10).await?;
     wait(&store, &eve, 10).await?;
+    let as_it_was = store.claim_unconfirmed(time_of(10), LEASE, 1).await?.sign_ups;
+    assert_eq!(as_it_was[0].event.id, ada.id);
     let sql = format!(
         "UPDATE confirmations SET event = CAST('x' AS {}) WHERE person = '{}'",
         if matches!(home, Home::Sqlite(_)) { "BLOB" } else { "bytea" },
         ada.person
     );
     home.execute(&sql).await?;
-    assert_eq!(claim(&store, time_of(10)).await?, [eve.id]);
-    store.settle(&given_up(&eve), NOW).await?;
-    let alone = store.claim_unconfirmed(time_of(100), LEASE, 10).await;
-    assert!(matches!(alone, Err(StoreError::Misconfigured(_))), "{alone:?}");
+    let claimed = store.claim_unconfirmed(time_of(70), LEASE, 100).await?;
+    assert_eq!(claimed.sign_ups.iter().map(|it| it.event.id).collect::<Vec<_>>(), [eve.id]);
+    assert_eq!(claimed.unreadable, [ada.id]);
+    // Not with every look.
+    assert!(claim(&store, time_of(70) + LEASE).await?.contains(&eve.id));
+
+    // Nor does it hold up tokens: what was seen is there for whoever can read it.
+    let connector = &ada.sign_up.connector;
+    let sighted = store.account_seen(&ada.person, connector, "object-1", NOW, by_token).await?;
+    assert_eq!(sighted, Sighted::Unreadable(ada.id));
+    assert!(see(&store, &eve, NOW).await?);
+    assert_eq!(store.confirmations_waiting().await?, 1, "it waits on");
+    let later = time_of(70) + Duration::from_secs(3600);
+    assert_eq!(store.claim_unconfirmed(later, LEASE, 100).await?.unreadable, [ada.id]);
+    Ok(())
+}
+
+pub(crate) async fn what_was_said_at_the_sign_up_is_kept_while_it_waits_only(
+    home: &Home,
+) -> anyhow::Result<()> {
+    let store = home.store().await?;
+    let (ada, eve, old, new) =
+        (event(1, "ada"), event(2, "eve"), event(3, "finn"), event(4, "finn"));
+    for event in [&ada, &eve, &old, &new] {
+        wait(&store, event, 10).await?;
+    }
+    wait(&store, &event(0, "finn"), 10).await?;
+    assert!(store.settle(&by_directory(&ada), NOW).await?);
+    assert!(store.settle(&given_up(&eve), NOW).await?);
+    assert_eq!(record(&store, &event(0, "finn")).await?.state, ConfirmationState::Superseded);
+    // The schema holds for every row that there is.
+    let kind = if matches!(home, Home::Sqlite(_)) { "BLOB" } else { "bytea" };
+    for (state, kept) in
+        [("waiting", true), ("confirmed", false), ("abandoned", false), ("superseded", false)]
+    {
+        let change =
+            format!("UPDATE confirmations SET event = CAST('x' AS {kind}) WHERE state = '{state}'");
+        assert_eq!(home.execute(&change).await.is_ok(), kept, "{state}");
+    }
+    Ok(())
+}
+
+pub(crate) async fn however_many_older_ones_begin_meanwhile_the_newest_waits(
+    home: &Home,
+) -> anyhow::Result<()> {
+    let store = home.store().await?;
+    let ada = event(1, "ada");
+    // Each time that it would begin to wait, another process has just let an older one do so.
+    let older = "INSERT INTO confirmations
+             (event_id, person, connector, state, since, due_at, tries, event)
+         SELECT {id}, NEW.person, NEW.connector, 'waiting', NEW.since, NEW.due_at, 1, NEW.event
+         FROM confirmations;";
+    let sql = match home {
+        Home::Sqlite(_) => format!(
+            "CREATE TRIGGER meanwhile BEFORE INSERT ON confirmations
+             WHEN NEW.state = 'waiting' AND NEW.tries = 0
+                 AND (SELECT count(*) FROM confirmations) < 5
+             BEGIN {} END",
+            older.replace("{id}", "zeroblob(1 + count(*))")
+        ),
+        Home::Postgres(_) => format!(
+            "CREATE FUNCTION begin_meanwhile() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF NEW.state = 'waiting' AND NEW.tries = 0
+                     AND (SELECT count(*) FROM confirmations) < 5
+                 THEN {} END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER meanwhile BEFORE INSERT ON confirmations
+             FOR EACH ROW EXECUTE FUNCTION begin_meanwhile()",
+            older.replace("{id}", "('00000000-0000-0000-0000-00000000000' || count(*))::uuid")
+        ),
+    };
+    home.execute(&sql).await?;
+    wait(&store, &ada, 10).await?;
+    assert_eq!(record(&store, &ada).await?.state, ConfirmationState::Waiting);
+    assert_eq!(store.confirmations_waiting().await?, 1);
     Ok(())
 }

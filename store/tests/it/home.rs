@@ -74,6 +74,12 @@ pub(crate) fn file_in(directory: &TempDir) -> PathBuf {
     directory.path().join("store.db")
 }
 
+/// What is in the outbox; all of it can be read.
+pub(crate) async fn unpublished(store: &Store, limit: u32) -> anyhow::Result<Vec<SignUpEvent>> {
+    let rows = store.unpublished(0, limit).await?;
+    rows.into_iter().map(|it| Ok(it.event?.event().clone())).collect()
+}
+
 /// Long enough for a busy machine.
 pub(crate) fn options() -> StoreOptions {
     StoreOptions {

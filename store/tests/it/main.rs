@@ -94,6 +94,8 @@ on_both! {
         giving_up_in_the_middle_leaves_no_outcome_without_its_event,
         what_is_no_outcome_settles_nothing,
         one_that_cannot_be_read_holds_up_no_other,
+        however_many_older_ones_begin_meanwhile_the_newest_waits,
+        what_was_said_at_the_sign_up_is_kept_while_it_waits_only,
     }
     retries {
         a_failed_event_waits_until_it_is_due,

@@ -6,33 +6,37 @@
 //! in the directory, where we look for it now and then; in a token that the platform issues, which
 //! the connector writes into the store; or because we made it ourselves.
 //!
-//! A directory that does not answer gives nobody up, and is left alone for a while. Bringing the
-//! events to the log is left to whoever empties the store's outbox.
+//! A directory that does not answer gives nobody up, and is left alone for a while; one that fails
+//! for somebody alone has them wait, and nobody else. Bringing the events to the log is left to
+//! whoever empties the store's outbox.
 
 mod schedule;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use anyhow::anyhow;
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use time::OffsetDateTime;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 use vestibule_events::{
     ConfirmationSource, Email, Filter, Identity, Kind, PseudonymKey, SignUpEvent,
 };
-use vestibule_store::{Standing, Store, StoreError, Unconfirmed};
+use vestibule_store::{Claimed, Standing, Store, StoreError, Unconfirmed};
 
 pub use self::schedule::ConfirmSchedule;
 use self::schedule::{Finding, Next};
 use crate::{
-    Accounts, GraphSettings, HandleError, SettingError, Task, Worker,
+    Accounts, Cause, GraphSettings, HandleError, SettingError, Task, Worker,
     graph::{Graph, GraphError},
 };
 
@@ -50,15 +54,23 @@ const BATCH: u32 = 32;
 /// harm; after a crash nobody waits for longer.
 const LEASE: Duration = Duration::from_secs(15);
 
-/// How long a directory that does not answer is left alone, at first and at the longest.
+/// Whose account cannot be found out within this time holds up the others no longer.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where look-ups of so many people failed and none went through in between, it is not about them: the
+/// directory is down. Until it answers only so many are looked for at a time.
+const OUTAGE_PEOPLE: u32 = 3;
+
+/// How long a directory that is down is left alone, at first and at the longest.
 const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
 const OUTAGE_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Between two times that old tokens are forgotten.
 const SWEEP: time::Duration = time::Duration::hours(1);
 
-/// So long at least a token is remembered for a sign-up that comes here late.
-const REMEMBER_MIN: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// So long at least a token is remembered for a sign-up that comes here late, because the worker was
+/// paused or away: as long as the log keeps the sign-up where nobody says otherwise.
+const REMEMBER_MIN: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
 /// How accounts are confirmed.
 #[derive(Clone, Debug, Default)]
@@ -83,9 +95,19 @@ pub struct Confirm {
 
 #[derive(Debug, Default)]
 struct State {
-    /// How often in a row the directory, or the store, has failed us.
-    failures: u32,
+    /// How often in a row the directory, or the store, was found to be down.
+    outages: u32,
+    /// The last of them was the store's.
+    of_store: bool,
+    /// Sign-ups whose look-ups failed since the directory answered anything.
+    unanswered: HashSet<Uuid>,
     swept_at: Option<OffsetDateTime>,
+}
+
+impl State {
+    const fn is_down(&self) -> bool {
+        self.outages > 0
+    }
 }
 
 impl Confirm {
@@ -119,10 +141,19 @@ impl Confirm {
     async fn look(&self) -> Result<bool, Outage> {
         self.sweep().await?;
         let now = OffsetDateTime::now_utc();
-        let claimed = self.store.claim_unconfirmed(now, LEASE, BATCH).await?;
-        let is_full = claimed.len() == BATCH as usize;
+        let batch = if self.state().is_down() { OUTAGE_PEOPLE } else { BATCH };
+        let Claimed { sign_ups, unreadable } =
+            self.store.claim_unconfirmed(now, LEASE, batch).await?;
+        for event in unreadable {
+            warn!(
+                %event,
+                "a sign-up waits for its account in a form that this version cannot read; it waits \
+                 on, for a version that can"
+            );
+        }
+        let is_full = sign_ups.len() == batch as usize;
         let outage: Mutex<Option<Outage>> = Mutex::default();
-        stream::iter(claimed)
+        stream::iter(sign_ups)
             .for_each_concurrent(AT_ONCE, async |unconfirmed| {
                 // The others need not find out for themselves. Their lease runs out soon.
                 if lock(&outage).is_some() {
@@ -139,14 +170,20 @@ impl Confirm {
 
     async fn look_for(&self, unconfirmed: Unconfirmed) -> Result<(), Outage> {
         let Unconfirmed { event, seen, .. } = unconfirmed;
-        let finding = match seen {
-            Some(object_id) => Finding::There { object_id, source: ConfirmationSource::Token },
-            None => self.find(&event).await?,
+        let source = ConfirmationSource::Token;
+        let found = match seen {
+            Some(object_id) => Ok(Finding::There { object_id, source }),
+            None => self.find(&event).await,
+        };
+        let (finding, outage) = match found {
+            Ok(finding) => (finding, Ok(())),
+            Err(outage) => (Finding::Unknown, Err(outage)),
         };
         let now = OffsetDateTime::now_utc();
         let outcome = match self.schedule.judge(finding, event.time, now) {
             Next::WaitOn { due_at, tried } => {
-                return Ok(self.store.wait_on(event.id, due_at, tried).await?);
+                self.store.wait_on(event.id, due_at, tried).await?;
+                return outage;
             }
             Next::Confirm { object_id, source } => {
                 SignUpEvent::confirmed(Uuid::now_v7(), now, &event, object_id, source, &self.key)
@@ -178,27 +215,43 @@ impl Confirm {
             }
         }
         let Some(directory) = &self.directory else { return Ok(Finding::NotThere) };
-        let error = match directory.find(event).await {
-            Ok(Some(object_id)) => {
+        let error = match timeout(LOOK_LIMIT, directory.find(event)).await {
+            Ok(Ok(found)) => {
+                self.answered();
                 let source = ConfirmationSource::Directory;
-                return Ok(Finding::There { object_id, source });
+                return Ok(match found {
+                    Some(object_id) => Finding::There { object_id, source },
+                    None => Finding::NotThere,
+                });
             }
-            Ok(None) => return Ok(Finding::NotThere),
-            Err(error) => error,
+            Ok(Err(error)) => HandleError::from(error),
+            Err(_) => HandleError::retry(Cause::Timeout, anyhow!("the directory took too long")),
         };
-        match HandleError::from(error) {
-            HandleError::Retry { source, after, .. } => Err(Outage { error: source, after }),
-            HandleError::StoreUnavailable(source) => Err(Outage { error: source, after: None }),
-            HandleError::Park { source, .. } => {
-                // About this one person: nobody else waits for it.
-                warn!(
-                    event = %event.id,
-                    error = format!("{source:#}"),
-                    "the directory cannot be asked for the account of a sign-up; it waits on"
-                );
-                Ok(Finding::Unknown)
+        let error = match error {
+            HandleError::Retry { source, cause, after } => {
+                // It lets nobody in, or asks for rest: that is about us and not about the person.
+                let is_ours =
+                    matches!(cause, Cause::Throttled | Cause::NotPermitted) || after.is_some();
+                if is_ours || self.unanswered(event.id) >= OUTAGE_PEOPLE {
+                    return Err(Outage { error: source, after, of_store: false });
+                }
+                source
             }
-        }
+            HandleError::Park { source, .. } => {
+                self.answered();
+                source
+            }
+            HandleError::StoreUnavailable(source) => {
+                return Err(Outage { error: source, after: None, of_store: true });
+            }
+        };
+        // About this one person, as far as is known: nobody else waits for it.
+        warn!(
+            event = %event.id,
+            error = format!("{error:#}"),
+            "the directory could not be asked for the account of a sign-up; it waits on"
+        );
+        Ok(Finding::Unknown)
     }
 
     /// The account that we made for the person: for this sign-up, or for another one since.
@@ -225,26 +278,46 @@ impl Confirm {
 
     /// How long to leave alone what fails. Said once for each outage.
     fn pause_after(&self, outage: &Outage) -> Duration {
-        let failures = {
+        let outages = {
             let mut state = self.state();
-            state.failures = state.failures.saturating_add(1);
-            state.failures
+            state.outages = state.outages.saturating_add(1);
+            state.of_store = outage.of_store;
+            state.outages
         };
-        if failures == 1 {
+        if outages == 1 {
             warn!(
                 worker = Self::NAME,
                 error = format!("{:#}", outage.error),
                 "accounts cannot be looked for; nobody is given up meanwhile"
             );
         }
-        let pause = OUTAGE_PAUSE.saturating_mul(2_u32.saturating_pow(failures - 1));
+        let pause = OUTAGE_PAUSE.saturating_mul(2_u32.saturating_pow(outages - 1));
         pause.max(outage.after.unwrap_or_default()).min(OUTAGE_PAUSE_MAX)
     }
 
-    fn works(&self) {
-        if std::mem::take(&mut self.state().failures) > 0 {
+    /// Whoever was down is there again: the directory said something, whatever it was, or the store
+    /// did.
+    fn answered(&self) {
+        let was_down = {
+            let mut state = self.state();
+            let was_down = state.is_down();
+            (state.outages, state.of_store) = (0, false);
+            state.unanswered.clear();
+            was_down
+        };
+        if was_down {
             info!(worker = Self::NAME, "accounts can be looked for again");
         }
+    }
+
+    /// It said nothing of this sign-up. How many there are of these by now.
+    fn unanswered(&self, event_id: Uuid) -> u32 {
+        let mut state = self.state();
+        // More of them say nothing new, and they may be many.
+        if state.unanswered.len() < OUTAGE_PEOPLE as usize {
+            state.unanswered.insert(event_id);
+        }
+        u32::try_from(state.unanswered.len()).unwrap_or(u32::MAX)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -272,7 +345,10 @@ impl Worker for Confirm {
     async fn tend(&self) -> Option<Duration> {
         Some(match self.look().await {
             Ok(more) => {
-                self.works();
+                // That nobody was due says nothing about the directory.
+                if self.state().of_store {
+                    self.answered();
+                }
                 if more { Duration::ZERO } else { POLL }
             }
             Err(outage) => self.pause_after(&outage),
@@ -285,11 +361,12 @@ struct Outage {
     error: anyhow::Error,
     /// They asked for this pause.
     after: Option<Duration>,
+    of_store: bool,
 }
 
 impl From<StoreError> for Outage {
     fn from(error: StoreError) -> Self {
-        Self { error: error.into(), after: None }
+        Self { error: error.into(), after: None, of_store: true }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The worker against a stand-in for Graph, a real log and a real store.
 
 use serde_json::json;
-use vestibule_store::{AccountOrigin, ConfirmationRecord, ConfirmationState, MadeAccount};
+use vestibule_store::{AccountOrigin, ConfirmationRecord, ConfirmationState, MadeAccount, Sighted};
 use vestibule_testkit::{Graph as Server, GraphCall, GraphFault, eventually};
 
 use super::*;
@@ -13,6 +13,9 @@ const SOON: ConfirmSchedule = ConfirmSchedule {
     longest_pause: Duration::from_secs(1),
     abandon_after: Duration::from_secs(3600),
 };
+
+/// So that whoever was looked for is not due again in the same test.
+const ONCE: ConfirmSchedule = ConfirmSchedule { longest_pause: Duration::from_secs(3600), ..SOON };
 
 fn confirm(server: Option<&Server>, stage: &Stage, schedule: ConfirmSchedule) -> Confirm {
     let settings = ConfirmSettings { graph: server.map(graph_settings), schedule, accounts: None };
@@ -54,6 +57,11 @@ async fn record(stage: &Stage, event: &SignUpEvent) -> anyhow::Result<Confirmati
     Ok(stage.store.confirmation(event.id).await?.expect("it was noted"))
 }
 
+async fn unpublished(stage: &Stage) -> anyhow::Result<Vec<SignUpEvent>> {
+    let rows = stage.store.unpublished(0, 10).await?;
+    rows.into_iter().map(|it| Ok(it.event?.event().clone())).collect()
+}
+
 async fn state(stage: &Stage, event: &SignUpEvent) -> anyhow::Result<ConfirmationState> {
     Ok(record(stage, event).await?.state)
 }
@@ -90,7 +98,7 @@ async fn accounts_that_the_directory_shows_are_confirmed_and_others_waited_for()
         let waits = record(&stage, event).await?;
         assert_eq!((waits.state, waits.tries), (ConfirmationState::Waiting, 1));
     }
-    let outbox = stage.store.unpublished(10).await?;
+    let outbox = unpublished(&stage).await?;
     assert_eq!(outbox.len(), 3);
     for event in outbox {
         assert_eq!(event.kind, Kind::Confirmed);
@@ -107,10 +115,17 @@ async fn nobody_is_given_up_while_the_directory_cannot_say() -> anyhow::Result<(
     let event = plain("ada");
     worker.handle(&task(event.clone())).await?;
 
+    // About one person alone nobody can tell more than that it fails.
+    server.plan(GraphCall::FindUser, GraphFault::Status(500));
+    assert_eq!(worker.tend().await, Some(POLL));
+    let waits = record(&stage, &event).await?;
+    assert_eq!((waits.state, waits.tries), (ConfirmationState::Waiting, 0));
+    stage.store.wait_on(event.id, event.time, false).await?;
+
     // Each costs a longer pause, and the sign-up nothing.
     let faults = [
-        (GraphFault::Status(500), 1),
         (GraphFault::Throttle(Some("7")), 7),
+        (GraphFault::Busy("3"), 3),
         (GraphFault::Status(403), 4),
         (GraphFault::Status(401), 8),
     ];
@@ -134,8 +149,92 @@ async fn nobody_is_given_up_while_the_directory_cannot_say() -> anyhow::Result<(
     stage.store.wait_on(event.id, event.time, false).await?;
     assert_eq!(worker.tend().await, Some(POLL));
     assert_eq!(state(&stage, &event).await?, ConfirmationState::Abandoned);
-    let outbox = stage.store.unpublished(10).await?;
+    let outbox = unpublished(&stage).await?;
     assert_eq!(outbox.iter().map(|it| it.kind).collect::<Vec<_>>(), [Kind::Abandoned]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_the_directory_fails_for_waits_alone() -> anyhow::Result<()> {
+    let (server, stage) = (Server::start().await?, Stage::open().await?);
+    let worker = confirm(Some(&server), &stage, ONCE);
+    let broken = plain("ada");
+    worker.handle(&task(broken.clone())).await?;
+    for round in 0..3 {
+        for _ in 0..=OUTAGE_PEOPLE {
+            stage.store.wait_on(broken.id, broken.time, false).await?;
+            server.plan(GraphCall::FindUser, GraphFault::Status(500));
+            assert_eq!(worker.tend().await, Some(POLL), "{round}");
+        }
+        let other = plain(&format!("p{round}"));
+        server.add_user(&json!({ "mail": format!("p{round}@example.com") }));
+        worker.handle(&task(other.clone())).await?;
+        assert_eq!(worker.tend().await, Some(POLL), "{round}");
+        assert_eq!(state(&stage, &other).await?, ConfirmationState::Confirmed, "{round}");
+    }
+    let waits = record(&stage, &broken).await?;
+    assert_eq!((waits.state, waits.tries), (ConfirmationState::Waiting, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_directory_that_is_down_is_left_alone_until_it_answers() -> anyhow::Result<()> {
+    let (server, stage) = (Server::start().await?, Stage::open().await?);
+    let worker = confirm(Some(&server), &stage, ONCE);
+    let events: Vec<_> = (0..40).map(|it| plain(&format!("p{it:02}"))).collect();
+    for event in &events {
+        worker.handle(&task(event.clone())).await?;
+        server.plan(GraphCall::FindUser, GraphFault::Status(500));
+    }
+    let calls = || server.requests_of(GraphCall::FindUser).len();
+
+    assert_eq!(worker.tend().await, Some(Duration::from_secs(1)));
+    assert!(calls() < BATCH as usize, "{} were asked for", calls());
+    let mut before = calls();
+    for pause in [2, 4, 8] {
+        assert_eq!(worker.tend().await, Some(Duration::from_secs(pause)));
+        let more = calls() - before;
+        assert!((1..=OUTAGE_PEOPLE as usize).contains(&more), "{more}");
+        before = calls();
+    }
+
+    let all_are_due = async || {
+        for event in &events {
+            stage.store.wait_on(event.id, event.time, false).await?;
+        }
+        anyhow::Ok(())
+    };
+    // Whoever probes finds it up at last, and then there is no more need to be careful.
+    while worker.state().is_down() {
+        all_are_due().await?;
+        worker.tend().await;
+    }
+    all_are_due().await?;
+    assert_eq!(worker.tend().await, Some(Duration::ZERO), "as many as there is room for");
+    assert_eq!(worker.tend().await, Some(POLL));
+    for event in &events {
+        assert!(record(&stage, event).await?.tries > 0);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_is_remembered_for_a_sign_up_that_comes_weeks_later() -> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    let schedule = ConfirmSchedule { abandon_after: Duration::from_secs(30), ..SOON };
+    let month = Duration::from_secs(30 * 24 * 3600);
+    let event = earlier(plain("ada"), month);
+    let at = event.time + MINUTE;
+    let unasked = |_: &SignUpEvent| unreachable!("nobody waits yet");
+    let (person, connector) = (&event.person, &event.sign_up.connector);
+    stage.store.account_seen(person, connector, "object-1", at, unasked).await?;
+
+    let worker = confirm(None, &stage, schedule);
+    worker.tend().await;
+    worker.handle(&task(event.clone())).await?;
+    worker.tend().await;
+
+    assert_eq!(state(&stage, &event).await?, ConfirmationState::Confirmed);
     Ok(())
 }
 
@@ -156,11 +255,11 @@ async fn without_a_directory_only_tokens_confirm() -> anyhow::Result<()> {
         };
         stage.store.account_seen(person, connector, "object-1", now, by_token).await
     };
-    assert!(!see(&seen_first).await?);
+    assert_eq!(see(&seen_first).await?, Sighted::Noted);
     for event in [&seen_first, &seen_later, &gone, &young] {
         worker.handle(&task(event.clone())).await?;
     }
-    assert!(see(&seen_later).await?);
+    assert_eq!(see(&seen_later).await?, Sighted::Confirmed);
 
     assert_eq!(worker.tend().await, Some(POLL));
 
@@ -215,7 +314,7 @@ async fn an_approved_sign_up_is_what_the_worker_accounts_says() -> anyhow::Resul
     worker.tend().await;
     let confirmed = record(&stage, &by_themselves).await?;
     assert_eq!(confirmed.source, Some(ConfirmationSource::Account));
-    assert_eq!(stage.store.unpublished(10).await?.len(), 2);
+    assert_eq!(unpublished(&stage).await?.len(), 2);
     Ok(())
 }
 
