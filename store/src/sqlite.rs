@@ -201,6 +201,8 @@ impl Group {
         }
         let in_doubt = self.turn != Stage::Begun;
         let undone = async {
+            // A limit that the turn set to its statements is not one of those who come next.
+            connection.lock_handle().await?.remove_progress_handler();
             match connection.execute("ROLLBACK TO turn").await {
                 // The turn did nothing yet, or it was over and stays.
                 Err(error) if in_doubt && is_no_savepoint(&error) => Ok(false),

@@ -191,8 +191,11 @@ impl<L: std::ops::Deref<Target = Lanes>> Lane<L> {
                 Ok(()) => session.commit(&mut self.idle).await.map(|()| vec![Ok(())]),
                 Err(fault) => {
                     // A session remembers statements: after a change of the schema, a new one
-                    // knows better.
-                    if !fault.ends_transaction() && fault.kind != FaultKind::NotPermitted {
+                    // knows better. And of a statement that was stopped it depends on the database
+                    // whether there is a transaction left to undo.
+                    let is_in_doubt =
+                        matches!(fault.kind, FaultKind::NotPermitted | FaultKind::Late);
+                    if !fault.ends_transaction() && !is_in_doubt {
                         session.roll_back(&mut self.idle).await?;
                     }
                     Err(fault)

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use sqlx::{
     error::DatabaseError, mysql::MySqlDatabaseError, postgres::PgDatabaseError, sqlite::SqliteError,
 };
-use vestibule_store::StoreError;
+use vestibule_store::{StoreError, sqlite_in_words};
 
 use crate::{Cause, HandleError};
 
@@ -140,8 +140,7 @@ fn of_database(error: &(dyn DatabaseError + 'static)) -> Fault {
     }
     if let Some(error) = error.try_downcast_ref::<SqliteError>() {
         let code = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
-        // SQLite names tables and columns in its messages, never values.
-        return Fault::new(of_sqlite(code), format!("SQLite: {} ({code})", error.message()));
+        return Fault::new(of_sqlite(code), sqlite_in_words(code, error.message()));
     }
     Fault::new(FaultKind::Unavailable, "the database failed")
 }
@@ -207,14 +206,15 @@ fn of_sqlite(code: i32) -> FaultKind {
 
 /// The name in a message of MySQL: only of those whose form is known, because most quote values.
 fn name_in(number: u16, message: &str) -> Option<&str> {
-    let before = match number {
-        1062 => "for key '",
-        1048 | 1264 | 1406 => "olumn '",
-        1364 => "Field '",
+    let (before, behind) = match number {
+        // At the very end: a value may look like a name, but stands in front of it.
+        1062 => ("for key '", "'"),
+        1048 => ("olumn '", "' cannot be null"),
+        1264 | 1406 => ("olumn '", ""),
+        1364 => ("Field '", ""),
         _ => return None,
     };
-    // The last one: a value may look like a name, but stands in front of it.
-    let (_, name) = message.rsplit_once(before)?;
+    let (_, name) = message.strip_suffix(behind)?.rsplit_once(before)?;
     let name = name.split('\'').next()?;
     let is_plain = |it: char| it.is_ascii_alphanumeric() || "_.-$".contains(it);
     (!name.is_empty() && name.chars().all(is_plain)).then_some(name)
@@ -280,6 +280,7 @@ mod tests {
         for (number, message, name) in [
             (1062, "Duplicate entry 'a@b.c' for key 'people.email'", Some("people.email")),
             (1062, "Duplicate entry 'for key 'x' for key 'PRIMARY'", Some("PRIMARY")),
+            (1062, "Duplicate entry 'for key 'ada' and what was cut o", None),
             (1048, "Column 'email' cannot be null", Some("email")),
             (1406, "Data too long for column 'city' at row 1", Some("city")),
             (1366, "Incorrect integer value: 'column 'ada' for column `a`.`b` at row 1", None),

@@ -1,12 +1,12 @@
 //! One transaction: the note that an event is dealt with, and what its statements write.
 
-use std::time::Duration;
+use std::time::{Duration, Instant as Moment};
 
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
-use vestibule_store::{Done, Store, Transaction};
+use vestibule_store::{Done, Store, StoreConnection, Transaction};
 
 use super::{
     database::{Connection, Link, TargetDatabase, Text},
@@ -126,8 +126,15 @@ impl Session {
         idle: &mut Option<Idle>,
         limit: Duration,
     ) -> Result<Self, Fault> {
+        let end = Moment::now() + limit;
         let (database, inbox) = match &place.target {
-            Target::Store(store) => return Ok(Self::Store(store.transaction().await?)),
+            Target::Store(store) => {
+                let mut transaction = store.transaction().await?;
+                if let StoreConnection::Sqlite(connection) = transaction.connection() {
+                    sqlite::stop_at(connection, end).await?;
+                }
+                return Ok(Self::Store(transaction));
+            }
             Target::Other { database, inbox } => (database, inbox),
         };
         let mut connection = match idle.take() {
@@ -144,7 +151,7 @@ impl Session {
         }
         let mut connection = connection.expect("there was one or it was made");
         if let Connection::Sqlite(connection) = &mut connection {
-            sqlite::stop_after(connection, limit).await?;
+            sqlite::stop_at(connection, end).await?;
         }
         let begin = match connection {
             Connection::Postgres(_) => "BEGIN",
@@ -178,7 +185,14 @@ impl Session {
 
     pub(super) async fn commit(self, idle: &mut Option<Idle>) -> Result<(), Fault> {
         match self {
-            Self::Store(transaction) => transaction.commit().await?,
+            Self::Store(mut transaction) => {
+                // Others write over the same connection. Where we do not come this far the store
+                // does it, when it undoes what we did.
+                if let StoreConnection::Sqlite(connection) = transaction.connection() {
+                    sqlite::stop_no_more(connection).await?;
+                }
+                transaction.commit().await?;
+            }
             Self::Other(mut connection) => {
                 connection.link().command("COMMIT").await?;
                 *idle = Some(Idle { connection, since: Instant::now() });

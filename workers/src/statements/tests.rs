@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use sqlx::{Connection as _, MySqlConnection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 use vestibule_events::SignUpEvent;
-use vestibule_store::{StoreOptions, StoreUrl};
+use vestibule_store::{StoreConnection, StoreOptions, StoreUrl};
 use vestibule_testkit::{MySql, Postgres, eventually};
 
 use super::*;
@@ -440,4 +440,81 @@ async fn the_runtime_retries_and_parks_what_the_database_says() -> anyhow::Resul
     stage.idle("statements-town").await?;
     assert_eq!(stage.store.set_aside("statements-town").await?.parked, 1);
     running.stop().await
+}
+
+#[tokio::test]
+async fn what_a_database_says_of_a_value_is_not_passed_on() -> anyhow::Result<()> {
+    for town in Town::all().await? {
+        // Each makes a message that quotes the address.
+        let wrong = match town.database().dialect() {
+            Dialect::Postgres => {
+                "INSERT INTO people (email, seen) VALUES ('x', CAST(CAST(:it AS text) AS integer))"
+            }
+            Dialect::MySql => "INSERT INTO people (email, seen) VALUES ('x', :it)",
+            Dialect::Sqlite => "INSERT INTO people (email) VALUES (json_extract('{}', :it))",
+        };
+        let taken = "INSERT INTO people (email) VALUES (:it)";
+        let worker = town.worker(&[statement(taken, &[("it", "/data/email")])]);
+        worker.handle(&from("ada", "Rome", 1)).await?;
+        for sql in [wrong, taken] {
+            let worker = town.worker(&[statement(sql, &[("it", "/data/email")])]);
+            let (_, cause, error) = cause_of(&worker.handle(&from("ada", "Rome", 1)).await);
+            assert_eq!(cause, Some(Cause::Refused), "{}: {error}", town.url);
+            assert!(!error.contains("ada") && !error.contains("example"), "{error}");
+            assert_eq!(error.contains("email"), sql == taken, "{error}");
+        }
+    }
+    Ok(())
+}
+
+/// Goes on for as long as it is let.
+const ENDLESS: &str = "UPDATE people SET seen = (WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL
+    SELECT x + 1 FROM n) SELECT count(*) FROM n) WHERE email = :email";
+
+#[tokio::test]
+async fn a_statement_without_end_is_stopped_and_holds_up_nobody_else() -> anyhow::Result<()> {
+    let endless = StatementSettings {
+        when: Some("signup.claims.city == 'Rome'".into()),
+        ..statement(ENDLESS, &[("email", "/data/email")])
+    };
+    let [insert, _] = noted_and_counted();
+    let folder = TempDir::new()?;
+    let file = folder.path().join("store.db");
+    let store = Store::open(&StoreUrl::Sqlite(file.clone()), StoreOptions::default()).await?;
+    store.migrate().await?;
+    let ours = Town { url: format!("sqlite:{}", file.display()), _server: Box::new(folder) };
+    ours.run(&PEOPLE.replace("people", "visitors")).await?;
+    for (town, is_ours) in [(Town::sqlite().await?, false), (ours, true)] {
+        let mut settings = of_store(&[insert.clone(), endless.clone()]);
+        settings.timeout = Duration::from_secs(4);
+        if is_ours {
+            for statement in &mut settings.statements {
+                statement.sql = statement.sql.replace("people", "visitors");
+            }
+        } else {
+            settings.database = Some(town.database());
+        }
+        let worker = Statements::new(&settings, &store).map_err(|it| anyhow!(it.join("; ")))?;
+
+        let (may_pass, cause, error) = cause_of(&worker.handle(&from("ada", "Rome", 1)).await);
+        assert_eq!((may_pass, cause), (true, Some(Cause::Timeout)), "{error}");
+
+        if is_ours {
+            // That the limit is over concerns nobody who writes next, however much that is.
+            let mut transaction = store.transaction().await?;
+            let StoreConnection::Sqlite(connection) = transaction.connection() else {
+                panic!("it is SQLite")
+            };
+            let much = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n
+                WHERE x < 100000) SELECT count(*) FROM n";
+            sqlx::query(much).execute(connection).await?;
+            transaction.commit().await?;
+        }
+        // The next one may come before the last one's end is known.
+        eventually(LIMIT, "others are served", async || {
+            anyhow::Ok(worker.handle(&from("bob", "London", 1)).await.is_ok())
+        })
+        .await?;
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! SQLite: a parameter takes whatever comes. There is no server to set a limit, so a statement is
 //! told to stop.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 use sqlx::{
@@ -41,13 +41,20 @@ pub(in crate::statements) async fn prepare(
 
 /// Without it a statement would keep its thread busy, and the file locked, long after we stopped
 /// waiting.
-pub(in crate::statements) async fn stop_after(
+pub(in crate::statements) async fn stop_at(
     connection: &mut SqliteConnection,
-    limit: Duration,
+    end: Instant,
 ) -> Result<(), Fault> {
     let mut handle = connection.lock_handle().await.map_err(|error| Fault::from(&error))?;
-    let end = Instant::now() + limit;
     handle.set_progress_handler(STEPS, move || Instant::now() < end);
+    Ok(())
+}
+
+pub(in crate::statements) async fn stop_no_more(
+    connection: &mut SqliteConnection,
+) -> Result<(), Fault> {
+    let mut handle = connection.lock_handle().await.map_err(|error| Fault::from(&error))?;
+    handle.remove_progress_handler();
     Ok(())
 }
 
