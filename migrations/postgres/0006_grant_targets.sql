@@ -24,9 +24,22 @@ CREATE TABLE grant_targets (
     PRIMARY KEY (person, role, target)
 );
 CREATE INDEX grant_targets_due
-    ON grant_targets (due_at) WHERE state = 'pending' AND due_at IS NOT NULL;
+    ON grant_targets (target, due_at) WHERE state = 'pending' AND due_at IS NOT NULL;
 CREATE INDEX grant_targets_to_expire
     ON grant_targets (expires_at) WHERE wanted = 'present' AND expires_at IS NOT NULL;
 
+-- A role that several sign-ups earned is held by the newest of them, in `grants`; here are the others.
+-- Where that one comes to nothing, the newest of these holds it again.
+CREATE TABLE older_grants (
+    person     text NOT NULL,
+    role       text NOT NULL,
+    event_id   uuid NOT NULL,
+    reason     text NOT NULL,
+    granted_at timestamptz NOT NULL,
+    expires_at timestamptz,
+    PRIMARY KEY (person, role, event_id)
+);
+
 ALTER TABLE grants ADD COLUMN revoked_by text;
 ALTER TABLE grants ADD COLUMN revoke_reason text;
+ALTER TABLE grants ADD COLUMN barred_until timestamptz;  -- somebody revoked it: nothing of before earns it

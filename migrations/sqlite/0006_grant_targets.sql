@@ -26,9 +26,22 @@ CREATE TABLE grant_targets (
     PRIMARY KEY (person, role, target)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX grant_targets_due
-    ON grant_targets (due_at) WHERE state = 'pending' AND due_at IS NOT NULL;
+    ON grant_targets (target, due_at) WHERE state = 'pending' AND due_at IS NOT NULL;
 CREATE INDEX grant_targets_to_expire
     ON grant_targets (expires_at) WHERE wanted = 'present' AND expires_at IS NOT NULL;
 
+-- A role that several sign-ups earned is held by the newest of them, in `grants`; here are the others.
+-- Where that one comes to nothing, the newest of these holds it again.
+CREATE TABLE older_grants (
+    person     TEXT NOT NULL,
+    role       TEXT NOT NULL,
+    event_id   BLOB NOT NULL,
+    reason     TEXT NOT NULL,
+    granted_at TEXT NOT NULL,
+    expires_at TEXT,
+    PRIMARY KEY (person, role, event_id)
+) STRICT, WITHOUT ROWID;
+
 ALTER TABLE grants ADD COLUMN revoked_by TEXT;
 ALTER TABLE grants ADD COLUMN revoke_reason TEXT;
+ALTER TABLE grants ADD COLUMN barred_until TEXT;  -- somebody revoked it: nothing of before earns it

@@ -7,7 +7,7 @@
 //! acts, the row stays pending.
 //!
 //! A row that an event brought is that event's to carry through: it comes again until it is done.
-//! What nobody sends an event for (an expiry, a revocation, a repair) has a time when it is due.
+//! What is to be taken away, or made so again, has a time when it is due, and is never given up.
 //!
 //! PostgreSQL's row locks: grants by role first, then these, by role and target.
 
@@ -179,33 +179,25 @@ impl Store {
         Ok(u64::try_from(count).unwrap_or_default())
     }
 
-    /// What is due at one of `targets` and in nobody's hands, the longest due first.
+    /// What is due at a target and in nobody's hands, the longest due first.
     pub async fn due_grant_targets(
         &self,
-        targets: &[String],
+        target: &str,
         now: OffsetDateTime,
         limit: u32,
     ) -> Result<Vec<GrantTarget>, StoreError> {
-        if targets.is_empty() {
-            return Ok(Vec::new());
-        }
         let mut session = self.read().await?;
         let rows: Vec<Row> = fetch_all!(
             &mut session,
-            {
-                let mut query = QueryBuilder::new(
-                    "SELECT * FROM grant_targets WHERE state = 'pending' AND due_at <= ",
-                );
-                query.push_bind(Moment(now)).push(" AND (leased_until IS NULL OR leased_until <= ");
-                query.push_bind(Moment(now)).push(") AND target IN (");
-                let mut names = query.separated(", ");
-                for target in targets {
-                    names.push_bind(target);
-                }
-                query.push(") ORDER BY due_at LIMIT ").push_bind(i64::from(limit));
-                query
-            }
-            .build_query_as()
+            sqlx::query_as(
+                "SELECT * FROM grant_targets
+                 WHERE target = $1 AND state = 'pending' AND due_at <= $2
+                     AND (leased_until IS NULL OR leased_until <= $2)
+                 ORDER BY due_at LIMIT $3"
+            )
+            .bind(target)
+            .bind(Moment(now))
+            .bind(i64::from(limit))
         )?;
         rows.into_iter().map(GrantTarget::try_from).collect()
     }
@@ -238,7 +230,8 @@ impl Store {
     }
 
     /// Notes that a target is as `claimed` wants it, and lets go of the row. Where something else is
-    /// wanted by now, that stays pending.
+    /// wanted by now, that stays pending; where it is wanted for another account, what was seen is
+    /// of no use.
     pub async fn grant_target_applied(
         &self,
         claimed: &GrantTarget,
@@ -250,7 +243,11 @@ impl Store {
             &mut session,
             sqlx::query(
                 "UPDATE grant_targets SET
-                     leased_until = NULL, account = $5, membership = $6,
+                     leased_until = NULL,
+                     account = CASE WHEN object_id IS NOT DISTINCT FROM $9
+                         THEN $5 ELSE account END,
+                     membership = CASE WHEN object_id IS NOT DISTINCT FROM $9
+                         THEN $6 ELSE membership END,
                      state = CASE WHEN version = $7 THEN 'applied' ELSE state END,
                      applied_at = CASE WHEN version = $7 THEN $8 ELSE applied_at END,
                      due_at = CASE WHEN version = $7 THEN NULL ELSE due_at END,
@@ -265,6 +262,7 @@ impl Store {
             .bind(seen.membership.as_deref().map(storable))
             .bind(claimed.version)
             .bind(storable_time(now))
+            .bind(&claimed.object_id)
         )?;
         session.commit().await
     }
@@ -283,8 +281,11 @@ impl Store {
             &mut session,
             sqlx::query(
                 "UPDATE grant_targets SET
-                     leased_until = NULL, account = $5, membership = $6, tries = tries + 1,
-                     error = $8,
+                     leased_until = NULL, tries = tries + 1, error = $8,
+                     account = CASE WHEN object_id IS NOT DISTINCT FROM $10
+                         THEN $5 ELSE account END,
+                     membership = CASE WHEN object_id IS NOT DISTINCT FROM $10
+                         THEN $6 ELSE membership END,
                      due_at = CASE
                          WHEN due_at IS NOT NULL AND version = $7 THEN $9 ELSE due_at END
                  WHERE person = $1 AND role = $2 AND target = $3 AND leased_until = $4"
@@ -298,6 +299,7 @@ impl Store {
             .bind(claimed.version)
             .bind(storable(error))
             .bind(Moment(due_at))
+            .bind(&claimed.object_id)
         )?;
         session.commit().await
     }
@@ -391,8 +393,8 @@ impl Store {
     }
 }
 
-/// Within the transaction of a grant: wants its role at a target. An event of before changes
-/// nothing, nor does one that wants what is so already.
+/// Within the transaction of a grant: wants its role at a target. Where that is so already nothing
+/// changes, unless the event tells of another account: then it is that one's role that is wanted.
 pub(crate) async fn want(
     session: &mut Session,
     event: &SignUpEvent,
@@ -401,8 +403,10 @@ pub(crate) async fn want(
     expires_at: Option<OffsetDateTime>,
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
-    let wanted =
-        if expires_at.is_some_and(|it| it <= now) { Wanted::Absent } else { Wanted::Present };
+    let object_id = event.sign_up.object_id.as_deref().map(storable);
+    if let Some(object_id) = &object_id {
+        forget_other_account(session, &event.person, role, target, object_id, now).await?;
+    }
     execute!(
         session,
         sqlx::query(
@@ -419,29 +423,57 @@ pub(crate) async fn want(
                      THEN grant_targets.version ELSE grant_targets.version + 1 END,
                  since = CASE WHEN grant_targets.wanted = excluded.wanted
                      THEN grant_targets.since ELSE excluded.since END,
-                 tries = 0, due_at = NULL, error = NULL, wanted = excluded.wanted
-             WHERE excluded.event_id > grant_targets.event_id"
+                 tries = 0, due_at = NULL, error = NULL, wanted = excluded.wanted"
         )
         .bind(event.person.as_str())
         .bind(storable(role))
         .bind(target)
-        .bind(wanted.as_str())
+        .bind(wanted_until(expires_at, now).as_str())
         .bind(event.id)
         .bind(event.sign_up.email.as_ref().map(|it| storable(it.expose())))
-        .bind(event.sign_up.object_id.as_deref().map(storable))
+        .bind(object_id)
         .bind(expires_at.map(Moment))
         .bind(storable_time(now))
     )?;
     Ok(())
 }
 
-/// Within the transaction of a revocation: a role is wanted nowhere any more. `due_at` is `None`
-/// where an event carries that through.
+fn wanted_until(expires_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Wanted {
+    if expires_at.is_some_and(|it| it <= now) { Wanted::Absent } else { Wanted::Present }
+}
+
+/// What was seen at a target was of another account of the person: this one is still to be given what
+/// is wanted.
+async fn forget_other_account(
+    session: &mut Session,
+    person: &Person,
+    role: &str,
+    target: &str,
+    object_id: &str,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    execute!(
+        session,
+        sqlx::query(
+            "UPDATE grant_targets SET state = 'pending', version = version + 1, since = $5,
+                 account = NULL, membership = NULL
+             WHERE person = $1 AND role = $2 AND target = $3
+                 AND COALESCE(object_id, account, '') <> $4"
+        )
+        .bind(person.as_str())
+        .bind(storable(role))
+        .bind(target)
+        .bind(object_id)
+        .bind(storable_time(now))
+    )?;
+    Ok(())
+}
+
+/// Within the transaction of a revocation: a role is wanted nowhere any more, and that is due.
 pub(crate) async fn want_no_more(
     session: &mut Session,
     person: &Person,
     role: &str,
-    due_at: Option<OffsetDateTime>,
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     execute!(
@@ -454,7 +486,39 @@ pub(crate) async fn want_no_more(
         .bind(person.as_str())
         .bind(role)
         .bind(storable_time(now))
-        .bind(due_at.map(Moment))
+        .bind(Moment(now))
+    )?;
+    Ok(())
+}
+
+/// Within the transaction in which another event comes to hold a role: what is wanted is wanted
+/// because of that one. What is not so yet is due, for the event that carried it may be over.
+pub(crate) async fn hand_over(
+    session: &mut Session,
+    person: &Person,
+    role: &str,
+    event_id: Uuid,
+    expires_at: Option<OffsetDateTime>,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    execute!(
+        session,
+        sqlx::query(
+            "UPDATE grant_targets SET event_id = $3, expires_at = $4,
+                 state = CASE WHEN wanted = $5 THEN state ELSE 'pending' END,
+                 version = CASE WHEN wanted = $5 THEN version ELSE version + 1 END,
+                 since = CASE WHEN wanted = $5 THEN since ELSE $6 END,
+                 due_at = CASE WHEN wanted = $5 AND state = 'applied' THEN NULL ELSE $7 END,
+                 wanted = $5
+             WHERE person = $1 AND role = $2"
+        )
+        .bind(person.as_str())
+        .bind(role)
+        .bind(event_id)
+        .bind(expires_at.map(Moment))
+        .bind(wanted_until(expires_at, now).as_str())
+        .bind(storable_time(now))
+        .bind(Moment(now))
     )?;
     Ok(())
 }

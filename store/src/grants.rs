@@ -1,4 +1,9 @@
 //! Which roles were granted to whom, by which rule, because of which event; and which were revoked.
+//!
+//! Events come in any order, and the order makes no difference. A role that several of a person's
+//! events earned is held by the newest of them; the others are kept, for that one may yet come to
+//! nothing. What came to nothing is barred by its event, what somebody revoked by the time: nothing
+//! that happened before earns it again.
 
 use sqlx::QueryBuilder;
 use time::OffsetDateTime;
@@ -6,9 +11,9 @@ use uuid::Uuid;
 use vestibule_events::{Person, SignUpEvent};
 
 use crate::{
-    Done, Store, StoreError, grant_targets, inbox,
-    session::{Dialect, Session, execute, fetch_all},
-    text::{Moment, storable, storable_time},
+    ConfirmationState, Done, Store, StoreError, grant_targets, inbox,
+    session::{Dialect, Session, execute, fetch_all, fetch_one, fetch_optional},
+    text::{storable, storable_time},
 };
 
 /// A role to grant.
@@ -64,7 +69,7 @@ pub struct Revocation<'a> {
 impl Store {
     /// Grants a set of roles, which may be empty, to the person of the event, at no target.
     ///
-    /// A role that a newer event granted stays as that event granted it.
+    /// A role that a newer event granted stays as that event granted it, unless that comes to nothing.
     pub async fn grant(
         &self,
         worker: &str,
@@ -79,7 +84,7 @@ impl Store {
     /// Where there are any, the worker has dealt with the event only once they hold it, and that is
     /// for it to note ([`Store::mark_done`]); what is wanted is written once all the same.
     ///
-    /// Nobody gets back what was revoked after the event had happened.
+    /// Nobody gets back what somebody revoked after the event had happened.
     pub async fn grant_at(
         &self,
         worker: &str,
@@ -119,8 +124,9 @@ impl Store {
     }
 
     /// Takes away what was granted because of the event `origin`, which another event says came to
-    /// nothing. If `origin` has not been dealt with by then, it grants nothing any more. That the
-    /// worker has dealt with `event` is for it to note, once targets hold nothing of it any more.
+    /// nothing, and because of those in whose place it waited for the account. A role that another
+    /// event earned, too, stays as that one granted it. What is taken is due to be taken from targets
+    /// from now on. Any of them that has not been dealt with by then grants nothing any more.
     pub async fn revoke_grants_of(
         &self,
         worker: &str,
@@ -129,10 +135,12 @@ impl Store {
         revocation: Revocation<'_>,
         now: OffsetDateTime,
     ) -> Result<Done, StoreError> {
+        let now = storable_time(now);
         let mut session = self.write().await?;
+        let over = came_to_nothing(&mut session, event, origin).await?;
         let mut done = Done::Before;
-        // Both rows in the order of their ids, as others who have one of them may wait for the other.
-        let mut ids = [event.id, origin];
+        // In the order of their ids, as others who have one of the rows may wait for another.
+        let mut ids = [&over[..], &[event.id]].concat();
         ids.sort_unstable();
         for id in ids {
             let entered = enter_wanted(&mut session, worker, id, now).await?;
@@ -143,9 +151,9 @@ impl Store {
                 done = entered;
             }
         }
+        inbox::enter(&mut session, worker, event.id, now).await?;
         if done == Done::Now {
-            let which = Which { origin: Some(origin), ..Which::of(&event.person) };
-            revoke(&mut session, which, revocation, None, now).await?;
+            take_back(&mut session, &event.person, &over, revocation, now).await?;
         }
         session.commit().await?;
         Ok(done)
@@ -160,9 +168,26 @@ impl Store {
         revocation: Revocation<'_>,
         now: OffsetDateTime,
     ) -> Result<Vec<String>, StoreError> {
+        let now = storable_time(now);
         let mut session = self.write().await?;
-        let which = Which { role, ..Which::of(person) };
-        let roles = revoke(&mut session, which, revocation, Some(now), now).await?;
+        let held = lock_held(&mut session, person, role).await?;
+        let roles: Vec<_> = held.into_iter().map(|(role, _)| role).collect();
+        for role in &roles {
+            revoke(&mut session, person, role, revocation, now).await?;
+            execute!(
+                &mut session,
+                sqlx::query("UPDATE grants SET barred_until = $3 WHERE person = $1 AND role = $2")
+                    .bind(person.as_str())
+                    .bind(role)
+                    .bind(now)
+            )?;
+            execute!(
+                &mut session,
+                sqlx::query("DELETE FROM older_grants WHERE person = $1 AND role = $2")
+                    .bind(person.as_str())
+                    .bind(role)
+            )?;
+        }
         session.commit().await?;
         Ok(roles)
     }
@@ -280,97 +305,274 @@ async fn enter_wanted(
     inbox::enter(session, &format!("{worker}:wanted"), event_id, now).await
 }
 
-/// Which grants of a person to take away.
-struct Which<'a> {
-    person: &'a Person,
-    role: Option<&'a str>,
-    origin: Option<Uuid>,
-}
-
-impl<'a> Which<'a> {
-    const fn of(person: &'a Person) -> Self {
-        Self { person, role: None, origin: None }
-    }
-}
-
-async fn revoke(
+/// The sign-ups that come to nothing with `origin`: it, and those of the person at the connector in
+/// whose place it waited. Where an account came to be after one of them, that one is not among them.
+async fn came_to_nothing(
     session: &mut Session,
-    which: Which<'_>,
-    revocation: Revocation<'_>,
-    due_at: Option<OffsetDateTime>,
-    now: OffsetDateTime,
-) -> Result<Vec<String>, StoreError> {
-    let Which { person, role, origin } = which;
-    // By role, like everybody who locks grants.
-    let lock = match session.dialect() {
-        Dialect::Sqlite(_) => "",
-        Dialect::Postgres(_) => " FOR UPDATE",
-    };
-    let rows: Vec<(String,)> = fetch_all!(
+    event: &SignUpEvent,
+    origin: Uuid,
+) -> Result<Vec<Uuid>, StoreError> {
+    type Row = (Uuid, String, OffsetDateTime, Option<OffsetDateTime>);
+    let (superseded, confirmed) = (ConfirmationState::Superseded, ConfirmationState::Confirmed);
+    let rows: Vec<Row> = fetch_all!(
+        session,
+        sqlx::query_as(
+            "SELECT event_id, state, since, decided_at FROM confirmations
+             WHERE person = $1 AND connector = $2 AND event_id < $3 AND state IN ($4, $5)"
+        )
+        .bind(event.person.as_str())
+        .bind(event.sign_up.connector.as_str())
+        .bind(origin)
+        .bind(superseded.as_str())
+        .bind(confirmed.as_str())
+    )?;
+    let is = |row: &Row, state: ConfirmationState| row.1 == state.as_str();
+    let account_at = rows.iter().filter(|it| is(it, confirmed)).filter_map(|it| it.3).max();
+    let rows = rows.iter().filter(|it| is(it, superseded));
+    let before = rows.filter(|(_, _, since, _)| account_at.is_none_or(|at| *since > at));
+    Ok(before.map(|it| it.0).chain([origin]).collect())
+}
+
+/// What an event made of a role.
+#[derive(sqlx::FromRow)]
+struct Earned {
+    event_id: Uuid,
+    reason: String,
+    granted_at: OffsetDateTime,
+    expires_at: Option<OffsetDateTime>,
+}
+
+/// The roles that a person holds, or one of them, and because of which events. Locked by role, like
+/// everybody does who locks grants.
+async fn lock_held(
+    session: &mut Session,
+    person: &Person,
+    role: Option<&str>,
+) -> Result<Vec<(String, Uuid)>, StoreError> {
+    let lock = for_update(session);
+    fetch_all!(
         session,
         {
-            let mut query = QueryBuilder::new("SELECT role FROM grants WHERE person = ");
+            let mut query = QueryBuilder::new("SELECT role, event_id FROM grants WHERE person = ");
             query.push_bind(person.as_str()).push(" AND revoked_at IS NULL");
             if let Some(role) = role {
                 query.push(" AND role = ").push_bind(role);
-            }
-            if let Some(origin) = origin {
-                query.push(" AND event_id = ").push_bind(origin);
             }
             query.push(" ORDER BY role").push(lock);
             query
         }
         .build_query_as()
+    )
+}
+
+/// SQLite has one writer at a time anyway.
+fn for_update(session: &mut Session) -> &'static str {
+    match session.dialect() {
+        Dialect::Sqlite(_) => "",
+        Dialect::Postgres(_) => " FOR UPDATE",
+    }
+}
+
+/// Takes from a person what they hold because of events that came to nothing, or lets it be held
+/// because of another that earned it.
+async fn take_back(
+    session: &mut Session,
+    person: &Person,
+    over: &[Uuid],
+    revocation: Revocation<'_>,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    // All of them: whoever adds to the older ones or takes from them has that of the newest.
+    let held = lock_held(session, person, None).await?;
+    execute!(
+        session,
+        {
+            let mut query = QueryBuilder::new("DELETE FROM older_grants WHERE person = ");
+            query.push_bind(person.as_str()).push(" AND event_id IN (");
+            let mut ids = query.separated(", ");
+            for id in over {
+                ids.push_bind(id);
+            }
+            query.push(")");
+            query
+        }
+        .build()
     )?;
-    let roles: Vec<_> = rows.into_iter().map(|(role,)| role).collect();
-    for role in &roles {
+    for (role, event_id) in held {
+        if !over.contains(&event_id) {
+            continue;
+        }
+        match take_newest_older(session, person, &role).await? {
+            Some(older) => {
+                let Earned { event_id, expires_at, .. } = older;
+                hold(session, person, &role, &older).await?;
+                grant_targets::hand_over(session, person, &role, event_id, expires_at, now).await?;
+            }
+            None => revoke(session, person, &role, revocation, now).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn take_newest_older(
+    session: &mut Session,
+    person: &Person,
+    role: &str,
+) -> Result<Option<Earned>, StoreError> {
+    let older: Option<Earned> = fetch_optional!(
+        session,
+        sqlx::query_as(
+            "SELECT event_id, reason, granted_at, expires_at FROM older_grants
+             WHERE person = $1 AND role = $2 ORDER BY event_id DESC LIMIT 1"
+        )
+        .bind(person.as_str())
+        .bind(role)
+    )?;
+    if let Some(Earned { event_id, .. }) = &older {
         execute!(
             session,
             sqlx::query(
-                "UPDATE grants SET revoked_at = $3, revoked_by = $4, revoke_reason = $5
-                 WHERE person = $1 AND role = $2"
+                "DELETE FROM older_grants WHERE person = $1 AND role = $2 AND event_id = $3"
             )
             .bind(person.as_str())
             .bind(role)
-            .bind(Moment(now))
-            .bind(storable(revocation.by))
-            .bind(storable(revocation.reason))
+            .bind(event_id)
         )?;
     }
-    for role in &roles {
-        grant_targets::want_no_more(session, person, role, due_at, now).await?;
-    }
-    Ok(roles)
+    Ok(older)
 }
 
-/// Says whether the event has a say: it is newer than what granted the role, or took it away.
+async fn keep_older(
+    session: &mut Session,
+    person: &Person,
+    role: &str,
+    older: &Earned,
+) -> Result<(), StoreError> {
+    execute!(
+        session,
+        sqlx::query(
+            "INSERT INTO older_grants (person, role, event_id, reason, granted_at, expires_at)
+             VALUES ($1, $2, $3, $4, $5, $6)
+             ON CONFLICT DO NOTHING"
+        )
+        .bind(person.as_str())
+        .bind(role)
+        .bind(older.event_id)
+        .bind(&older.reason)
+        .bind(older.granted_at)
+        .bind(older.expires_at)
+    )?;
+    Ok(())
+}
+
+/// Lets a role be held because of an event, whatever was so before.
+async fn hold(
+    session: &mut Session,
+    person: &Person,
+    role: &str,
+    earned: &Earned,
+) -> Result<(), StoreError> {
+    execute!(
+        session,
+        sqlx::query(
+            "UPDATE grants SET event_id = $3, reason = $4, granted_at = $5, expires_at = $6,
+                 revoked_at = NULL, revoked_by = NULL, revoke_reason = NULL
+             WHERE person = $1 AND role = $2"
+        )
+        .bind(person.as_str())
+        .bind(role)
+        .bind(earned.event_id)
+        .bind(&earned.reason)
+        .bind(earned.granted_at)
+        .bind(earned.expires_at)
+    )?;
+    Ok(())
+}
+
+async fn revoke(
+    session: &mut Session,
+    person: &Person,
+    role: &str,
+    revocation: Revocation<'_>,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    execute!(
+        session,
+        sqlx::query(
+            "UPDATE grants SET revoked_at = $3, revoked_by = $4, revoke_reason = $5
+             WHERE person = $1 AND role = $2"
+        )
+        .bind(person.as_str())
+        .bind(role)
+        .bind(now)
+        .bind(storable(revocation.by))
+        .bind(storable(revocation.reason))
+    )?;
+    grant_targets::want_no_more(session, person, role, now).await
+}
+
+/// Says whether the role is held because of this event now.
 async fn insert_grant(
     session: &mut Session,
     event: &SignUpEvent,
     grant: &NewGrant,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
+    let (person, role) = (&event.person, storable(&grant.role));
+    let earned = Earned {
+        event_id: event.id,
+        reason: storable(&grant.reason).into_owned(),
+        granted_at: now,
+        expires_at: grant.expires_at.map(storable_time),
+    };
     let rows = execute!(
         session,
         sqlx::query(
-            "INSERT INTO grants (person, role, reason, event_id, granted_at, expires_at)
+            "INSERT INTO grants (person, role, event_id, reason, granted_at, expires_at)
              VALUES ($1, $2, $3, $4, $5, $6)
-             ON CONFLICT (person, role) DO UPDATE SET
-                 reason = excluded.reason, event_id = excluded.event_id,
-                 granted_at = excluded.granted_at, expires_at = excluded.expires_at,
-                 revoked_at = NULL, revoked_by = NULL, revoke_reason = NULL
-             WHERE excluded.event_id > grants.event_id
-                 AND (grants.revoked_at IS NULL OR grants.revoked_at < $7)"
+             ON CONFLICT DO NOTHING"
         )
-        .bind(event.person.as_str())
-        .bind(storable(&grant.role))
-        .bind(storable(&grant.reason))
-        .bind(event.id)
-        .bind(now)
-        .bind(grant.expires_at.map(storable_time))
-        .bind(Moment(event.time))
+        .bind(person.as_str())
+        .bind(&*role)
+        .bind(earned.event_id)
+        .bind(&earned.reason)
+        .bind(earned.granted_at)
+        .bind(earned.expires_at)
     )?;
-    Ok(rows > 0)
+    if rows > 0 {
+        return Ok(true);
+    }
+    let lock = for_update(session);
+    let Held { earned: before, revoked_at, barred_until } = fetch_one!(
+        session,
+        {
+            let mut query = QueryBuilder::new("SELECT * FROM grants WHERE person = ");
+            query.push_bind(person.as_str()).push(" AND role = ").push_bind(&*role).push(lock);
+            query
+        }
+        .build_query_as()
+    )?;
+    if barred_until.is_some_and(|until| until >= event.time) {
+        return Ok(false);
+    }
+    if revoked_at.is_none() {
+        if before.event_id > event.id {
+            keep_older(session, person, &role, &earned).await?;
+            return Ok(false);
+        }
+        keep_older(session, person, &role, &before).await?;
+    }
+    hold(session, person, &role, &earned).await?;
+    Ok(true)
+}
+
+/// How a role that was granted before is held, if it still is.
+#[derive(sqlx::FromRow)]
+struct Held {
+    #[sqlx(flatten)]
+    earned: Earned,
+    revoked_at: Option<OffsetDateTime>,
+    barred_until: Option<OffsetDateTime>,
 }
 
 #[cfg(test)]

@@ -181,6 +181,16 @@ impl Graph {
         id
     }
 
+    /// Deletes a user, with what they were given.
+    pub fn remove_user(&self, id: &str) {
+        let mut directory = self.lock();
+        directory.users.retain(|it| it.text("id") != id);
+        for members in directory.groups.values_mut() {
+            members.retain(|it| it != id);
+        }
+        directory.assignments.retain(|it| it["principalId"] != id);
+    }
+
     /// All users with all properties, also those that are not to be seen yet.
     pub fn users(&self) -> Vec<Value> {
         self.lock().users.iter().map(|it| it.properties.clone().into()).collect()

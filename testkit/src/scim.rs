@@ -75,6 +75,11 @@ impl Scim {
         Ok(list["Resources"].as_array().cloned().unwrap_or_default())
     }
 
+    /// Deletes a user.
+    pub async fn remove_user(&mut self, id: &str) -> anyhow::Result<()> {
+        self.order("DELETE", &format!("/Users/{id}"), None).await.map(drop)
+    }
+
     /// The names of those who are in a group, sorted.
     pub async fn members(&mut self, group: &str) -> anyhow::Result<Vec<String>> {
         let users = self.users().await?;

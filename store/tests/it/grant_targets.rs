@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::task::JoinSet;
-use vestibule_events::{Person, SignUpEvent};
+use uuid::Uuid;
+use vestibule_events::{ConfirmationSource, Person, PseudonymKey, SignUpEvent};
 use vestibule_store::{
     Done, Grant, GrantFilter, GrantTarget, GrantTargetFilter, NewGrant, Revocation, Seen, Store,
     Wanted,
@@ -28,8 +30,20 @@ async fn grant(store: &Store, event: &SignUpEvent, grants: &[NewGrant]) -> anyho
 }
 
 async fn rows(store: &Store) -> anyhow::Result<Vec<GrantTarget>> {
-    let all = GrantTargetFilter { limit: 1000, ..GrantTargetFilter::default() };
-    Ok(store.grant_targets(&all).await?)
+    Ok(store.grant_targets(&all()).await?)
+}
+
+fn all() -> GrantTargetFilter {
+    GrantTargetFilter { limit: 1000, ..GrantTargetFilter::default() }
+}
+
+/// At all targets.
+async fn due(store: &Store, now: OffsetDateTime) -> anyhow::Result<Vec<GrantTarget>> {
+    let mut due = Vec::new();
+    for target in ["entra", "erp", "scim"] {
+        due.extend(store.due_grant_targets(target, now, 10).await?);
+    }
+    Ok(due)
 }
 
 /// Role, target, what is wanted, whether that is pending.
@@ -67,7 +81,7 @@ pub(crate) async fn what_is_granted_is_wanted_at_its_targets_until_it_is_seen_th
             .map(|(role, target)| present(role, target, pending))
     };
     assert_eq!(shape(&store).await?, all(true));
-    assert!(store.due_grant_targets(&["entra".into()], time_of(999), 10).await?.is_empty());
+    assert!(store.due_grant_targets("entra", time_of(999), 10).await?.is_empty());
     apply_all(&store, &event.person).await?;
     assert_eq!(shape(&store).await?, all(false));
     let row = &rows(&store).await?[0];
@@ -134,10 +148,10 @@ pub(crate) async fn what_is_revoked_is_taken_from_its_targets(home: &Home) -> an
     assert!(store.revoke_grants(&event.person, None, BY_GRACE, NOW).await?.is_empty());
 
     store.grant_target_applied(&claimed, &Seen::default(), NOW).await?;
-    let due = store.due_grant_targets(&["entra".into(), "erp".into()], time_of(6), 10).await?;
-    assert_eq!(due.len(), 4);
-    assert!(due.iter().all(|it| it.wanted == Wanted::Absent));
-    assert_eq!(store.due_grant_targets(&["erp".into()], time_of(6), 10).await?.len(), 1);
+    let taken = due(&store, time_of(6)).await?;
+    assert_eq!(taken.len(), 4);
+    assert!(taken.iter().all(|it| it.wanted == Wanted::Absent));
+    assert_eq!(store.due_grant_targets("erp", time_of(6), 10).await?.len(), 1);
     assert!(store.pending_by_event(&event.person).await?.is_empty(), "no event carries them");
     for grant in store.grants_of(&event.person).await? {
         let Grant { revoked_by, revoke_reason, .. } = &grant;
@@ -146,11 +160,11 @@ pub(crate) async fn what_is_revoked_is_taken_from_its_targets(home: &Home) -> an
         assert!(!grant.is_in_force(time_of(7)));
     }
 
-    let claimed = store.claim_grant_target(&due[0], time_of(6), LEASE).await?.expect("it is free");
+    let claimed =
+        store.claim_grant_target(&taken[0], time_of(6), LEASE).await?.expect("it is free");
     store.grant_target_failed(&claimed, &Seen::default(), "down", time_of(60)).await?;
-    let names = ["entra".into(), "erp".into()];
-    assert_eq!(store.due_grant_targets(&names, time_of(59), 10).await?.len(), 3);
-    assert_eq!(store.due_grant_targets(&names, time_of(60), 10).await?.len(), 4);
+    assert_eq!(due(&store, time_of(59)).await?.len(), 3);
+    assert_eq!(due(&store, time_of(60)).await?.len(), 4);
 
     // Late news of before the revocation change nothing; who signs up anew gets the role anew.
     grant(&store, &crate::home::event(4, "ada"), &[role("buyer")]).await?;
@@ -176,7 +190,7 @@ pub(crate) async fn what_expires_is_wanted_no_more(home: &Home) -> anyhow::Resul
     assert_eq!(store.expire_grant_targets(time_of(9)).await?, 0);
     assert_eq!(store.expire_grant_targets(time_of(10)).await?, 2, "both targets of the one");
     assert_eq!(store.expire_grant_targets(time_of(10)).await?, 0);
-    let due = store.due_grant_targets(&["entra".into(), "erp".into()], time_of(10), 10).await?;
+    let due = due(&store, time_of(10)).await?;
     let roles: Vec<_> = due.iter().map(|it| (it.role.as_str(), it.wanted)).collect();
     assert_eq!(roles, [("buyer", Wanted::Absent); 2]);
 
@@ -206,9 +220,10 @@ pub(crate) async fn what_stems_from_a_sign_up_that_came_to_nothing_is_revoked(
     let grants = store.grants_of(&first.person).await?;
     let in_force: Vec<_> = grants.iter().map(|it| it.is_in_force(NOW)).collect();
     assert_eq!(in_force, [false, true], "the other stems from another sign-up");
-    let pending = store.pending_by_event(&first.person).await?;
-    let absent = pending.iter().filter(|it| it.wanted == Wanted::Absent).count();
-    assert_eq!((pending.len(), absent), (3, 2), "the event carries that through");
+    let due = due(&store, time_of(5)).await?;
+    let roles: Vec<_> = due.iter().map(|it| (it.role.as_str(), it.wanted)).collect();
+    assert_eq!(roles, [("buyer", Wanted::Absent); 2], "that waits for no other event");
+    assert!(store.is_done(WORKER, over.id).await?);
 
     // News of the end overtook those of the beginning.
     let (begun, over) = (event(6, "bob"), event(7, "bob"));
@@ -217,6 +232,204 @@ pub(crate) async fn what_stems_from_a_sign_up_that_came_to_nothing_is_revoked(
     assert_eq!(store.grants_of(&begun.person).await?, []);
     let effects = store.effects(&[begun.id, over.id]).await?;
     assert!(effects.values().all(|it| it.grant_sets == 1), "{effects:?}");
+    Ok(())
+}
+
+/// What is heard of a person's sign-ups, which are numbered as they happened.
+#[derive(Clone, Copy, Debug)]
+enum News {
+    /// It earned `guest`, and the first one `buyer`, too.
+    Earned(u32),
+    CameToNothing(u32),
+}
+
+/// All orders of them.
+fn orders(news: &[News]) -> Vec<Vec<News>> {
+    let Some((first, rest)) = news.split_first() else { return vec![Vec::new()] };
+    let mut all = Vec::new();
+    for order in orders(rest) {
+        for place in 0..=order.len() {
+            let mut order = order.clone();
+            order.insert(place, *first);
+            all.push(order);
+        }
+    }
+    all
+}
+
+/// What is known of the accounts of the sign-ups before anything is heard of them here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accounts {
+    /// Nobody waits for any.
+    Unknown,
+    /// The newest is waited for, in the place of those before.
+    Awaited,
+    /// The first has one; then as above.
+    FirstConfirmed,
+}
+
+async fn await_accounts(
+    store: &Store,
+    accounts: Accounts,
+    sign_ups: &[SignUpEvent],
+) -> anyhow::Result<()> {
+    if accounts == Accounts::Unknown {
+        return Ok(());
+    }
+    for (place, event) in sign_ups.iter().enumerate() {
+        store.await_account("confirm", event, event.time, event.time).await?;
+        if place == 0 && accounts == Accounts::FirstConfirmed {
+            let (key, source) = (PseudonymKey::new(vec![7; 32]), ConfirmationSource::Token);
+            let (id, at) = (Uuid::now_v7(), event.time);
+            let outcome = SignUpEvent::confirmed(id, at, event, "object-1", source, &key);
+            assert!(store.settle(&outcome, at).await?);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn in_whatever_order_news_come_the_same_roles_are_held(
+    home: &Home,
+) -> anyhow::Result<()> {
+    use Accounts::{Awaited, FirstConfirmed, Unknown};
+    use News::{CameToNothing, Earned};
+    let store = home.store().await?;
+    let mut people = 0;
+    // Which sign-up `buyer` and `guest` are held because of in the end.
+    for (accounts, news, buyer, guest) in [
+        (Unknown, &[Earned(1), CameToNothing(1), Earned(2)][..], None, Some(2)),
+        (Unknown, &[Earned(1), Earned(2), CameToNothing(2)], Some(1), Some(1)),
+        (Unknown, &[Earned(1), Earned(2), CameToNothing(1), CameToNothing(2)], None, None),
+        (Unknown, &[Earned(1), Earned(2), Earned(3), CameToNothing(3)], Some(1), Some(2)),
+        (Awaited, &[Earned(1), Earned(2), CameToNothing(2)], None, None),
+        (FirstConfirmed, &[Earned(1), Earned(2), CameToNothing(2)], Some(1), Some(1)),
+        (FirstConfirmed, &[Earned(1), Earned(2), Earned(3), CameToNothing(3)], Some(1), Some(1)),
+    ] {
+        for order in orders(news) {
+            people += 1;
+            let name = format!("person{people}");
+            // Everybody's events have numbers of their own.
+            let event = |number| event(100 * people + number, &name);
+            let sign_ups = [1, 2, 3].map(event);
+            await_accounts(&store, accounts, &sign_ups).await?;
+            let sign_up = |number: u32| &sign_ups[usize::try_from(number - 1).unwrap()];
+            for (place, news) in order.iter().enumerate() {
+                // Each comes at least once, and long after all of it happened.
+                for _ in 0..=place % 2 {
+                    match *news {
+                        Earned(number) => {
+                            let roles = [role("guest"), role("buyer")];
+                            let roles = if number == 1 { &roles[..] } else { &roles[..1] };
+                            grant(&store, sign_up(number), roles).await?;
+                        }
+                        CameToNothing(number) => {
+                            let (origin, over) = (sign_up(number).id, event(40 + number));
+                            let now = over.time;
+                            store.revoke_grants_of(WORKER, &over, origin, BY_GRACE, now).await?;
+                        }
+                    }
+                }
+            }
+
+            let holder = |number: Option<u32>| number.map(|it| sign_up(it).id);
+            let person = &sign_ups[0].person;
+            let grants = store.grants_of(person).await?;
+            let held = |role: &str| {
+                let grant = grants.iter().find(|it| it.role == role && it.is_in_force(NOW));
+                grant.map(|it| it.event_id)
+            };
+            let found = (held("buyer"), held("guest"));
+            assert_eq!(found, (holder(buyer), holder(guest)), "{accounts:?} {order:?}");
+            let one = GrantTargetFilter { person: Some(person.clone()), ..all() };
+            for row in store.grant_targets(&one).await? {
+                let wanted =
+                    if held(&row.role).is_some() { Wanted::Present } else { Wanted::Absent };
+                assert_eq!(row.wanted, wanted, "{accounts:?} {order:?} {row:?}");
+                assert!(wanted == Wanted::Present || row.due_at.is_some(), "{order:?} {row:?}");
+                assert!(held(&row.role).is_none_or(|it| it == row.event_id), "{order:?} {row:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn what_is_held_because_of_an_older_event_again_is_held_as_that_said(
+    home: &Home,
+) -> anyhow::Result<()> {
+    let store = home.store().await?;
+    let until = |seconds| [NewGrant { expires_at: Some(time_of(seconds)), ..role("guest") }];
+    let (first, second) = (event(1, "ada"), event(2, "ada"));
+    grant(&store, &first, &until(30)).await?;
+    grant(&store, &second, &until(60)).await?;
+    apply_all(&store, &first.person).await?;
+    let over = event(20, "ada");
+    store.revoke_grants_of(WORKER, &over, second.id, BY_GRACE, time_of(20)).await?;
+
+    let granted = store.grants_of(&first.person).await?.remove(0);
+    assert_eq!((granted.event_id, granted.expires_at), (first.id, Some(time_of(30))));
+    let row = rows(&store).await?.remove(0);
+    assert_eq!(
+        (row.is_pending, row.expires_at),
+        (false, Some(time_of(30))),
+        "nothing is to be done"
+    );
+    assert_eq!(store.expire_grant_targets(time_of(30)).await?, 1);
+
+    // One that was over meanwhile, and one that nobody had carried through yet.
+    let (first, second) = (event(3, "bob"), event(4, "bob"));
+    grant(&store, &first, &until(30)).await?;
+    grant(&store, &second, &until(60)).await?;
+    let over = event(40, "bob");
+    store.revoke_grants_of(WORKER, &over, second.id, BY_GRACE, time_of(40)).await?;
+    let due = store.due_grant_targets("entra", time_of(40), 10).await?;
+    let wanted: Vec<_> = due.iter().map(|it| (it.event_id, it.wanted)).collect();
+    assert!(wanted.contains(&(first.id, Wanted::Absent)), "{wanted:?}");
+
+    // What somebody revoked comes back by nothing that happened before.
+    let (first, second) = (event(5, "eve"), event(7, "eve"));
+    grant(&store, &first, &[role("guest")]).await?;
+    store.revoke_grants(&first.person, None, BY_GRACE, time_of(6)).await?;
+    grant(&store, &second, &[role("guest")]).await?;
+    assert!(store.grants_of(&first.person).await?[0].is_in_force(NOW));
+    let between = event(6, "eve");
+    grant(&store, &between, &[role("guest")]).await?;
+    let over = event(50, "eve");
+    store.revoke_grants_of(WORKER, &over, second.id, BY_GRACE, time_of(50)).await?;
+    let granted = store.grants_of(&first.person).await?.remove(0);
+    assert_eq!(granted.revoked_at, Some(time_of(50)));
+    assert!(!granted.is_in_force(NOW));
+    Ok(())
+}
+
+pub(crate) async fn a_role_is_wanted_anew_for_another_account(home: &Home) -> anyhow::Result<()> {
+    let store = home.store().await?;
+    let with_account = |number, object_id: &str| {
+        let mut event = event(number, "ada");
+        event.sign_up.object_id = Some(object_id.to_owned());
+        event
+    };
+    let event = event(1, "ada");
+    grant(&store, &event, &[role("guest")]).await?;
+    apply_all(&store, &event.person).await?;
+
+    grant(&store, &with_account(2, "account"), &[role("guest")]).await?;
+    assert!(!rows(&store).await?[0].is_pending, "that is the one which was found");
+    let another = with_account(3, "another");
+    grant(&store, &another, &[role("guest")]).await?;
+    let row = store.pending_by_event(&event.person).await?.remove(0);
+    assert_eq!((row.object_id.as_deref(), &row.seen), (Some("another"), &Seen::default()));
+
+    // Whoever had it in hand when the news came says nothing of this account.
+    let claimed = store.claim_grant_target(&row, NOW, LEASE).await?.expect("it is free");
+    grant(&store, &with_account(4, "third"), &[role("guest")]).await?;
+    let seen = Seen { account: Some("another".into()), membership: None };
+    store.grant_target_applied(&claimed, &seen, NOW).await?;
+    let row = store.pending_by_event(&event.person).await?.remove(0);
+    assert_eq!((row.object_id.as_deref(), &row.seen), (Some("third"), &Seen::default()));
+    let claimed = store.claim_grant_target(&row, NOW, LEASE).await?.expect("it was let go of");
+    grant(&store, &with_account(5, "fourth"), &[role("guest")]).await?;
+    store.grant_target_failed(&claimed, &seen, "down", NOW).await?;
+    assert_eq!(rows(&store).await?[0].seen, Seen::default());
     Ok(())
 }
 
@@ -238,8 +451,7 @@ pub(crate) async fn a_repair_is_due_at_once(home: &Home) -> anyhow::Result<()> {
     let new = repair("scim", Wanted::Present, None).await?.expect("there was none");
     assert_eq!((new.event_id, &new.email), (event.id, &event.sign_up.email));
     assert_eq!(repair("scim", Wanted::Present, None).await?, None, "somebody was faster");
-    let names = ["entra".into(), "scim".into()];
-    assert_eq!(store.due_grant_targets(&names, time_of(5), 10).await?.len(), 2);
+    assert_eq!(due(&store, time_of(5)).await?.len(), 2);
     Ok(())
 }
 

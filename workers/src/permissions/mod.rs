@@ -4,11 +4,10 @@
 //! together, once, each grant with the rule as its reason and with the targets that are to hold it:
 //! that is what is wanted. Then the targets are made so, one call at a time, each noted when it is
 //! done; whatever stops in between, the event comes again and goes on where it stopped. An event that
-//! turns a person away, or leaves them waiting, earns nothing, whatever the rules say; one that says
-//! that a sign-up came to nothing takes away what stems from it.
+//! turns a person away, or leaves them waiting, earns nothing, whatever the rules say.
 //!
-//! Beside the events goes what nobody sends one for: roles that expire, and those that somebody
-//! revokes.
+//! Beside the events goes what is taken away: roles that expire, that somebody revokes, or whose
+//! sign-up came to nothing. That is tried until it is done, for ever, so no event waits for it.
 
 mod drift;
 mod reconcile;
@@ -106,22 +105,23 @@ impl Worker for Permissions {
     /// once they lack nothing.
     async fn handle(&self, task: &Task) -> Result<(), HandleError> {
         let (event, now) = (&task.event, OffsetDateTime::now_utc());
-        if may_earn(event.kind) {
-            let earned = self
-                .rules
-                .earned(event)
-                .map_err(|failed| HandleError::park(Cause::InvalidRule, failed))?;
-            let targets = |role: &str| self.targets.of_role(role);
-            self.store.grant_at(Self::NAME, event, &earned, targets, now).await?;
-            if earned.iter().all(|it| targets(&it.role).is_empty()) {
-                return Ok(());
-            }
-        } else if let (Kind::Abandoned, Some(confirmation)) = (event.kind, &event.confirmation) {
+        if let (Kind::Abandoned, Some(confirmation)) = (event.kind, &event.confirmation) {
             let revocation = Revocation { by: Self::NAME, reason: "the sign-up came to nothing" };
             self.store
                 .revoke_grants_of(Self::NAME, event, confirmation.of, revocation, now)
                 .await?;
-        } else {
+            return Ok(());
+        }
+        if !may_earn(event.kind) {
+            return Ok(());
+        }
+        let earned = self
+            .rules
+            .earned(event)
+            .map_err(|failed| HandleError::park(Cause::InvalidRule, failed))?;
+        let targets = |role: &str| self.targets.of_role(role);
+        self.store.grant_at(Self::NAME, event, &earned, targets, now).await?;
+        if earned.iter().all(|it| targets(&it.role).is_empty()) {
             return Ok(());
         }
         self.targets.carry_through(event).await?;

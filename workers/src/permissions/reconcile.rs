@@ -4,9 +4,13 @@
 //! a process that dies, and then the row comes again. Calls that say what should be are made, not
 //! calls that say what to change, so doing one again does no harm.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::anyhow;
+use futures_util::future::try_join_all;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 use vestibule_events::{Identity, Person, SignUpEvent};
@@ -25,6 +29,15 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Rows and grants read at a time.
 const PAGE: u32 = 500;
+
+/// What is due at one target, read at a time: what others do meanwhile is to be seen soon.
+const DUE: u32 = 50;
+
+/// Then what has expired is looked at again.
+const PAGES_OF_DUE: usize = 10;
+
+/// So long rests what the configuration does not say how to do.
+const UNNAMED: Duration = Duration::from_secs(60 * 60);
 
 /// How long what nobody sends an event for rests after a failure. It is never given up: somebody
 /// would keep a role that was taken from them.
@@ -73,10 +86,6 @@ impl PermissionTargets {
         places.map(|it| it.name.clone()).collect()
     }
 
-    fn names(&self) -> Vec<String> {
-        self.places.iter().map(|it| it.name.clone()).collect()
-    }
-
     /// What holds a row, and what the role is called there; `None` where the configuration no longer
     /// says.
     fn place<'a>(&'a self, row: &'a GrantTarget) -> Option<(&'a Place, &'a str)> {
@@ -95,26 +104,66 @@ impl PermissionTargets {
         worst(failures).map_or(Ok(()), Err)
     }
 
-    /// Takes on what is due without an event; says how much that was.
+    /// Takes on what is due without an event, each target for itself; says how much was tried.
     pub(super) async fn sweep(&self) -> Result<usize, StoreError> {
         self.store.expire_grant_targets(now()).await?;
-        let due = self.store.due_grant_targets(&self.names(), now(), PAGE).await?;
-        let count = due.len();
-        for row in due {
-            match self.settle(&row, &[]).await {
-                // Somebody else does it.
-                Ok(()) | Err(HandleError::Retry { cause: Cause::NotYet, .. }) => {}
-                Err(HandleError::StoreUnavailable(_)) => return Ok(count),
-                Err(error) => tracing::warn!(
-                    person = %row.person,
-                    target = row.target,
-                    wanted = row.wanted.as_str(),
-                    error = text(&error),
-                    "a target could not be made to hold what it should; that is tried again"
-                ),
+        let tried = try_join_all(self.places.iter().map(|place| self.sweep_at(place))).await?;
+        Ok(tried.into_iter().sum())
+    }
+
+    /// Until nothing is due at this target, or it does not serve: the rest would fare no better.
+    async fn sweep_at(&self, place: &Place) -> Result<usize, StoreError> {
+        let (mut tried, mut unnamed) = (0, BTreeSet::new());
+        'pages: for _ in 0..PAGES_OF_DUE {
+            let due = self.store.due_grant_targets(&place.name, now(), DUE).await?;
+            let is_last = due.len() < DUE as usize;
+            for row in due {
+                if place.role(&row.role).is_none() {
+                    self.put_off(&row).await?;
+                    unnamed.insert(row.role);
+                    continue;
+                }
+                tried += 1;
+                match self.settle(&row, &[]).await {
+                    // Somebody else does it.
+                    Ok(()) | Err(HandleError::Retry { cause: Cause::NotYet, .. }) => {}
+                    Err(HandleError::StoreUnavailable(_)) => break 'pages,
+                    Err(error) => {
+                        tracing::warn!(
+                            person = %row.person,
+                            target = row.target,
+                            wanted = row.wanted.as_str(),
+                            error = text(&error),
+                            "a target could not be made to hold what it should; that is tried again"
+                        );
+                        if is_away(&error) {
+                            break 'pages;
+                        }
+                    }
+                }
+            }
+            if is_last {
+                break;
             }
         }
-        Ok(count)
+        if !unnamed.is_empty() {
+            tracing::warn!(
+                target = place.name,
+                roles = ?unnamed,
+                "roles are to be taken from a target, or given there, that its `roles` do not name any \
+                 more; name them until `vestibule permissions list` shows that nothing is to be done"
+            );
+        }
+        Ok(tried)
+    }
+
+    /// Lets rest what cannot be done as long as the configuration does not name the role.
+    async fn put_off(&self, row: &GrantTarget) -> Result<(), StoreError> {
+        let Some(claimed) = self.store.claim_grant_target(row, now(), self.lease).await? else {
+            return Ok(());
+        };
+        let error = format!("the `roles` of target `{}` do not name the role any more", row.target);
+        self.store.grant_target_failed(&claimed, &claimed.seen, &error, now() + UNNAMED).await
     }
 
     /// Makes a target hold what one row wants.
@@ -332,6 +381,14 @@ fn worst(failures: Vec<HandleError>) -> Option<HandleError> {
         }
         other => other,
     })
+}
+
+/// Whether a failure says of a target that it serves nobody now.
+const fn is_away(failure: &HandleError) -> bool {
+    matches!(
+        failure,
+        HandleError::Retry { cause: Cause::Timeout | Cause::Unavailable | Cause::Throttled, .. }
+    )
 }
 
 /// The same failure, with the name of the target.

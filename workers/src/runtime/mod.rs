@@ -23,13 +23,14 @@ mod take;
 mod tests;
 mod text;
 
-use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use vestibule_events::{ConsumerSpec, EventLog, Filter, Kind, SignUpEvent, Start};
 use vestibule_store::{Store, StoreError};
 
@@ -44,6 +45,9 @@ use crate::WorkerMetrics;
 
 /// What an attempt needs after its time is up: to note the failure and tell the log.
 const SETTLING: Duration = Duration::from_secs(10);
+
+/// A worker that broke beside its events would mostly break again at once.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
 
 /// Runs a worker until `stop`, then finishes what is being handled and hands the rest back.
 ///
@@ -126,11 +130,24 @@ pub(crate) async fn run_at(
 }
 
 /// Has the worker do what it does besides handling events, until `stop` and not while it is paused.
+/// A panic ends what it was at, and not the worker.
 async fn tend(worker: &dyn Worker, desk: &Desk, stop: &CancellationToken) -> Infallible {
     let tending = async {
         loop {
             desk.gate.opens().await;
-            let Some(pause) = worker.tend().await else { break };
+            let tended = AssertUnwindSafe(worker.tend()).catch_unwind();
+            let pause = tokio::select! {
+                tended = tended => tended.unwrap_or_else(|_panic| {
+                    // What a panic says may quote an event, so it is not repeated here.
+                    error!(
+                        worker = worker.name(),
+                        "the worker broke beside its events; that is tried again"
+                    );
+                    Some(AFTER_PANIC)
+                }),
+                () = desk.gate.shuts() => continue,
+            };
+            let Some(pause) = pause else { break };
             sleep(pause).await;
         }
     };
@@ -167,7 +184,8 @@ pub trait Worker: fmt::Debug + Send + Sync + 'static {
     }
 
     /// What the worker does besides handling events: asked for again after the pause that it gives,
-    /// or not any more. Not while the worker is paused; dropped in the middle when it is to stop.
+    /// or not any more. Not while the worker is paused; dropped in the middle when it is to pause or to
+    /// stop.
     async fn tend(&self) -> Option<Duration> {
         None
     }

@@ -1,12 +1,14 @@
 //! Groups of the directory and roles of its applications, by Microsoft Graph.
 //!
 //! Both are given to an account, which an event names, or the store, or which a search shows. An
-//! account that is not to be seen yet is waited for.
+//! account that is not to be seen yet is waited for; where one that we saw before is gone, the person
+//! may have another by now.
 
 use std::collections::HashSet;
 
 use anyhow::anyhow;
 use async_trait::async_trait;
+use vestibule_store::Seen;
 
 use super::{Actual, Target, Whom};
 use crate::{
@@ -32,7 +34,16 @@ impl Groups {
 impl Target for Groups {
     async fn give(&self, group: &str, whom: &mut Whom) -> Result<(), HandleError> {
         let account = account_to_give(&self.graph, whom).await?;
-        self.graph.add_member(group, &account).await.map_err(not_to_be_seen)
+        match self.graph.add_member(group, &account).await {
+            Ok(()) => {
+                whom.seen.account = Some(account);
+                Ok(())
+            }
+            Err(error) => {
+                let other = instead_of(&self.graph, whom, error).await?;
+                self.graph.add_member(group, &other).await.map_err(not_to_be_seen)
+            }
+        }
     }
 
     async fn take(&self, group: &str, whom: &mut Whom) -> Result<(), HandleError> {
@@ -64,8 +75,18 @@ impl AppRoles {
 impl Target for AppRoles {
     async fn give(&self, role: &str, whom: &mut Whom) -> Result<(), HandleError> {
         let account = account_to_give(&self.graph, whom).await?;
-        let assigned = self.graph.assign_app_role(&self.application, role, &account).await;
-        if let Some(assignment) = assigned.map_err(not_to_be_seen)? {
+        let assigned = match self.graph.assign_app_role(&self.application, role, &account).await {
+            Ok(assigned) => {
+                whom.seen.account = Some(account);
+                assigned
+            }
+            Err(error) => {
+                let other = instead_of(&self.graph, whom, error).await?;
+                let assigned = self.graph.assign_app_role(&self.application, role, &other).await;
+                assigned.map_err(not_to_be_seen)?
+            }
+        };
+        if let Some(assignment) = assigned {
             whom.seen.membership = Some(assignment);
         }
         Ok(())
@@ -123,16 +144,37 @@ async fn account_to_give(graph: &Graph, whom: &mut Whom) -> Result<String, Handl
     })
 }
 
+/// The account to give to where the one that was given to before is gone; else the failure stands.
+/// One that we never saw is waited for: it may be too new, and whom a search shows somebody else.
+async fn instead_of(
+    graph: &Graph,
+    whom: &mut Whom,
+    error: GraphError,
+) -> Result<String, HandleError> {
+    if !matches!(error.problem, Problem::NotFound) {
+        return Err(error.into());
+    }
+    let Some(gone) = whom.seen.account.clone() else { return Err(not_to_be_seen(error)) };
+    let found = search(graph, whom).await?.filter(|it| *it != gone);
+    let Some(found) = found else { return Err(not_to_be_seen(error)) };
+    whom.seen = Seen { account: Some(found.clone()), membership: None };
+    Ok(found)
+}
+
 /// The account of somebody, if it is known or to be found.
 async fn account(graph: &Graph, whom: &mut Whom) -> Result<Option<String>, HandleError> {
-    // What is known by now wins over what was found before.
-    if let Some(account) = whom.object_id.clone().or_else(|| whom.seen.account.clone()) {
-        whom.seen.account = Some(account.clone());
+    // What was seen is of the account that the role was given to. When an event tells of another one
+    // it is forgotten, and what the event told holds.
+    if let Some(account) = whom.seen.account.clone().or_else(|| whom.object_id.clone()) {
         return Ok(Some(account));
     }
+    whom.seen.account = search(graph, whom).await?;
+    Ok(whom.seen.account.clone())
+}
+
+async fn search(graph: &Graph, whom: &Whom) -> Result<Option<String>, HandleError> {
     for identity in whom.identities.iter().take(IDENTITIES_MAX) {
         if let Some(found) = graph.find_by_identity(identity).await?.into_iter().next() {
-            whom.seen.account = Some(found.id.clone());
             return Ok(Some(found.id));
         }
     }
@@ -146,6 +188,5 @@ async fn account(graph: &Graph, whom: &mut Whom) -> Result<Option<String>, Handl
         );
         return Err(HandleError::park(Cause::Refused, source));
     }
-    whom.seen.account = found.pop().map(|it| it.id);
-    Ok(whom.seen.account.clone())
+    Ok(found.pop().map(|it| it.id))
 }

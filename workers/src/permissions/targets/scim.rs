@@ -108,6 +108,26 @@ impl Scim {
         self.find(whom).await?.ok_or_else(|| HandleError::retry(Cause::NotYet, error))
     }
 
+    async fn account_to_give(&self, whom: &mut Whom) -> Result<String, HandleError> {
+        match (self.find(whom).await?, whom.email.clone()) {
+            (Some(account), _) => Ok(account),
+            (None, Some(email)) if self.create_users => self.create(whom, &email).await,
+            (None, Some(_)) => {
+                let source = anyhow!("the service knows no user with the person's address yet");
+                Err(HandleError::retry(Cause::NotYet, source))
+            }
+            (None, None) => {
+                let source = anyhow!("the person has no mail address to be known by");
+                Err(HandleError::park(Cause::InvalidRecipient, source))
+            }
+        }
+    }
+
+    async fn add(&self, group: &str, account: &str) -> Result<(), ScimError> {
+        let add = json!({ "op": "add", "path": "members", "value": [{ "value": account }] });
+        self.patch(Call::Add, group, add).await
+    }
+
     async fn patch(&self, call: Call, group: &str, operation: Value) -> Result<(), ScimError> {
         let patch = json!({
             "schemas": ["urn:ietf:params:scim:api:messages:2.0:PatchOp"],
@@ -143,21 +163,19 @@ impl Scim {
 #[async_trait]
 impl Target for Scim {
     async fn give(&self, group: &str, whom: &mut Whom) -> Result<(), HandleError> {
-        let known = self.find(whom).await?;
-        let account = match (known, whom.email.clone()) {
-            (Some(account), _) => account,
-            (None, Some(email)) if self.create_users => self.create(whom, &email).await?,
-            (None, Some(_)) => {
-                let source = anyhow!("the service knows no user with the person's address yet");
-                return Err(HandleError::retry(Cause::NotYet, source));
-            }
-            (None, None) => {
-                let source = anyhow!("the person has no mail address to be known by");
-                return Err(HandleError::park(Cause::InvalidRecipient, source));
-            }
+        let was_known = whom.seen.account.is_some();
+        let account = self.account_to_give(whom).await?;
+        let failed = match self.add(group, &account).await {
+            Err(error) if was_known && may_be_gone(&error) => error,
+            other => return Ok(other?),
         };
-        let add = json!({ "op": "add", "path": "members", "value": [{ "value": account }] });
-        Ok(self.patch(Call::Add, group, add).await?)
+        // Somebody may have deleted the user whom we knew, and made them anew.
+        whom.seen.account = None;
+        let other = self.account_to_give(whom).await?;
+        if other == account {
+            return Err(failed.into());
+        }
+        Ok(self.add(group, &other).await?)
     }
 
     async fn take(&self, group: &str, whom: &mut Whom) -> Result<(), HandleError> {
@@ -248,6 +266,11 @@ enum Problem {
     Refused(StatusCode),
     #[error("its answer cannot be read")]
     Unreadable,
+}
+
+/// Services say of a member whom they do not know that they are not there, or that they do not take it.
+const fn may_be_gone(error: &ScimError) -> bool {
+    matches!(error.problem, Problem::NotFound | Problem::Refused(_))
 }
 
 fn no_answer(error: &reqwest::Error) -> &'static str {

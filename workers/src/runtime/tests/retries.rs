@@ -132,6 +132,61 @@ async fn a_panic_is_a_failed_attempt_and_not_a_dead_worker() -> anyhow::Result<(
     running.stop().await
 }
 
+/// Does something besides its events: breaks at first, and then never ends.
+#[derive(Clone, Debug, Default)]
+struct Tending {
+    begun: Arc<AtomicU32>,
+    /// What goes on now.
+    running: Arc<()>,
+}
+
+impl Tending {
+    fn is_running(&self) -> bool {
+        // The worker itself holds one, and so do we.
+        Arc::strong_count(&self.running) > 2
+    }
+}
+
+#[async_trait]
+impl Worker for Tending {
+    fn name(&self) -> &str {
+        SCRIPTED
+    }
+
+    async fn handle(&self, _: &Task) -> Result<(), HandleError> {
+        Ok(())
+    }
+
+    async fn tend(&self) -> Option<Duration> {
+        let _running = Arc::clone(&self.running);
+        let before = self.begun.fetch_add(1, Ordering::SeqCst);
+        assert!(before > 0, "ada@example.com");
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn what_goes_on_beside_the_events_breaks_no_worker_and_ends_with_a_pause()
+-> anyhow::Result<()> {
+    let stage = Stage::open().await?;
+    let worker = Tending::default();
+    let running = stage.start(worker.clone(), settings(3));
+    let goes_on = async |wanted| {
+        eventually(LIMIT, "it goes on as it should", async || worker.is_running() == wanted).await
+    };
+
+    eventually(LIMIT, "it was begun again", async || worker.begun.load(Ordering::SeqCst) == 2)
+        .await?;
+    goes_on(true).await?;
+    stage.sign_up("ada").await?;
+    stage.idle(SCRIPTED).await?;
+    stage.store.pause_worker(SCRIPTED, "grace", "it moves", OffsetDateTime::now_utc()).await?;
+    goes_on(false).await?;
+    stage.store.resume_worker(SCRIPTED).await?;
+    goes_on(true).await?;
+    running.stop().await
+}
+
 #[tokio::test]
 async fn an_attempt_that_never_ends_is_cut_off() -> anyhow::Result<()> {
     let stage = Stage::open().await?;
