@@ -312,7 +312,7 @@ pub(crate) async fn in_whatever_order_news_come_the_same_roles_are_held(
             let event = |number| event(100 * people + number, &name);
             let sign_ups = [1, 2, 3].map(event);
             await_accounts(&store, accounts, &sign_ups).await?;
-            let sign_up = |number: u32| &sign_ups[usize::try_from(number - 1).unwrap()];
+            let sign_up = |number: u32| &sign_ups[number as usize - 1];
             for (place, news) in order.iter().enumerate() {
                 // Each comes at least once, and long after all of it happened.
                 for _ in 0..=place % 2 {
