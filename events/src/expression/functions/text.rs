@@ -83,9 +83,11 @@ fn capitalise(word: &str, out: &mut String) {
                 out.push(letter);
             }
             _ if letter.is_lowercase() && (wants_capital || &word[part..at] == "mc") => {
+                let before = out.len();
                 push_capital(letter, out);
                 wants_capital = false;
-                letters += 1;
+                // Some capitals are two letters.
+                letters += out[before..].chars().filter(|it| it.is_alphabetic()).count();
             }
             _ => {
                 out.push(letter);
@@ -137,6 +139,7 @@ mod tests {
             ("Jean-Claude Van Damme", "Jean-Claude Van Damme"),
             ("jean-claude", "Jean-Claude"),
             ("o'brien", "O'Brien"),
+            ("\u{149}'a", "\u{2bc}N'a"),
             ("O\u{2019}BRIEN", "O\u{2019}Brien"),
             ("d'angelo", "D'Angelo"),
             ("noor's", "Noor's"),
