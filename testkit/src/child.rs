@@ -161,6 +161,12 @@ fn runs(id: u32) -> bool {
     })
 }
 
+/// Whether the process has given back all it held; somebody may still have to ask how it ended.
+pub(crate) fn has_ended(id: u32) -> bool {
+    let fields = fields_after_name(Path::new(&format!("/proc/{id}/stat")));
+    fields.is_none_or(|fields| fields.starts_with(['Z', 'X']))
+}
+
 /// The direct children of a process, by asking `/proc`.
 pub(crate) fn children_of(parent: u32) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };

@@ -119,7 +119,9 @@ mod tests {
         // A stream that is just made has to elect its leader first.
         let stores = async || anyhow::Ok(context.publish("s.a", "x".into()).await?.await.is_ok());
         eventually(START_LIMIT, "the stream stores", stores).await?;
-        let leader = cluster.leader("S").await?;
+        let leader =
+            eventually(START_LIMIT, "a leader", async || cluster.leader("S").await.map(Some))
+                .await?;
 
         cluster.nodes_mut()[leader].kill();
 

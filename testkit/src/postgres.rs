@@ -87,10 +87,9 @@ impl Postgres {
             child::signal_process(*backend, Signal::KILL);
         }
         server.kill();
-        // Orphans are reaped by init: wait, or a restart would find them holding the shared memory.
-        let gone = |id: &u32| !Path::new(&format!("/proc/{id}/exe")).exists();
+        // Wait until they have ended, or a restart would find them holding the shared memory.
         for _ in 0..1000 {
-            if backends.iter().all(gone) {
+            if backends.iter().all(|id| child::has_ended(*id)) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(2));
