@@ -7,12 +7,10 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use vestibule_testkit::{Graph, eventually};
 
-use crate::support::{EXAMPLE, LIMIT, Site, Up};
+use crate::support::{LIMIT, Site, Up};
 
 /// The example with a worker `confirm`, where somebody is welcomed once they have an account.
 fn site(confirm: &str) -> anyhow::Result<Site> {
-    let config = EXAMPLE.replace("127.0.0.1:7171", "127.0.0.1:0");
-    let config = config.replace("127.0.0.1:7172", "127.0.0.1:0");
     let welcome = r#"
 [[workers.notify.channels]]
 name = "welcome-once-there"
@@ -20,7 +18,7 @@ kind = "record"
 subject = "Welcome"
 body = "{{ signup.object_id }}"
 "#;
-    Site::with_config(&format!("{config}\n[workers.confirm]\n{confirm}\n{welcome}"))
+    Site::new(&format!("[workers.confirm]\n{confirm}\n{welcome}"))
 }
 
 fn person(name: &str) -> Value {

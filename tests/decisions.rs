@@ -163,9 +163,11 @@ url = "{}/old-tier/{{email}}"
 arguments = {{ email = "signup.email" }}
 headers = {{ x-key = "file:crm.key" }}
 fields = {{ tier = "/customer/tier", key = "/customer/asked_with" }}
+time_limit = "10s"
 allow_private = true
 
 [connectors.partners]
+deadline = "10s"
 {CREDENTIAL}
 [[connectors.partners.rules]]
 name = "banned"
@@ -233,6 +235,7 @@ async fn a_bad_change_is_refused_with_its_place_and_the_old_one_stays() -> anyho
 connector = "127.0.0.1:0"
 
 [connectors.partners]
+deadline = "10s"
 {CREDENTIAL}
 [[connectors.partners.rules]]
 name = "city"
@@ -304,6 +307,7 @@ async fn a_folder_that_is_swapped_as_kubernetes_does_it_takes_hold() -> anyhow::
 [messages]
 
 [connectors.partners]
+deadline = "10s"
 {CREDENTIAL}
 [[connectors.partners.rules]]
 name = "city"
@@ -387,12 +391,12 @@ database = "env:CRM"
 query = "SELECT tier FROM customers WHERE email = $1"
 arguments = ["signup.email"]
 fresh = "1ms"
-time_limit = "3s"
+time_limit = "6s"
 breaker_failures = 3
 breaker_pause = "1s"
 
 [connectors.partners]
-deadline = "1s"
+deadline = "2s"
 {CREDENTIAL}
 [[connectors.partners.rules]]
 name = "banned"
@@ -465,10 +469,7 @@ on_error_message = "Please try again."
     })
     .await?;
 
-    assert!(
-        slowest < Duration::from_millis(2500),
-        "an answer took {slowest:?}, the deadline is 1s"
-    );
+    assert!(slowest < Duration::from_secs(6), "an answer took {slowest:?}, the deadline is 2s");
     let late = "refused-without-storage";
     assert!(!up.metrics().await?.contains(late), "an answer came without its event");
     let events = serde_json::to_string(&site.replay(&[]).await?)?;
@@ -545,6 +546,7 @@ async fn a_lookup_that_can_never_be_asked_is_told_at_the_start_without_its_secre
 {lookup}
 
 [connectors.partners]
+deadline = "10s"
 {CREDENTIAL}
 [[connectors.partners.rules]]
 name = "known"

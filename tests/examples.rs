@@ -219,7 +219,7 @@ async fn the_python_subscriber_handles_each_event_once() -> anyhow::Result<()> {
     })
     .await?;
     eventually(2 * LIMIT, "all are handled", async || -> anyhow::Result<bool> {
-        Ok(handled().await? >= 80 && this.parked()?.len() == 1)
+        Ok(handled().await? >= 80 && !this.parked()?.is_empty())
     })
     .await?;
     this.wait_until_done().await?;
@@ -234,7 +234,8 @@ async fn the_python_subscriber_handles_each_event_once() -> anyhow::Result<()> {
         sqlx::query_scalar("SELECT events FROM people").fetch_all(&mut rows).await?;
     assert_eq!(events, [1; 80], "each took effect once");
     rows.close().await?;
-    assert_eq!(this.parked()?[0]["why"], "not an event: KeyError");
+    // Parked twice where the word of the first time got lost with the server.
+    assert!(this.parked()?.iter().all(|it| it["why"] == "not an event: KeyError"));
     assert_discreet(&subscriber);
     Ok(())
 }

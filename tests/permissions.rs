@@ -288,7 +288,7 @@ async fn a_role_that_expires_is_taken_from_its_targets() -> anyhow::Result<()> {
 name = \"a-short-trial\"
 when = \"true\"
 role = \"trial\"
-expires_after = \"4s\"
+expires_after = \"10s\"
 ";
     let graph = Graph::start().await?;
     graph.add_group(GROUP);

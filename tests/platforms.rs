@@ -83,6 +83,7 @@ certificate = "tls.crt"
 key = "tls.key"
 
 [connectors.partners]
+deadline = "10s"
 
 [[connectors.partners.credentials]]
 kind = "api-key"
@@ -186,6 +187,7 @@ async fn external_id_is_let_in_by_its_tokens_and_gets_its_actions() -> anyhow::R
     let site = Site::with_config(&format!(
         r#"{LISTEN}
 [connectors.customers]
+deadline = "10s"
 protocol = "custom-extension"
 block_title = "Hold on"
 
@@ -308,6 +310,7 @@ async fn a_custom_policy_is_answered_however_it_sends_its_claims() -> anyhow::Re
     let site = Site::with_config(&format!(
         r#"{LISTEN}
 [connectors.policies]
+deadline = "10s"
 protocol = "custom-policy"
 claim_headers = ["email", "city", "correlationId"]
 
@@ -378,6 +381,7 @@ fn rules_of(connector: &str, protocol: &str) -> String {
     format!(
         r#"
 [connectors.{connector}]
+deadline = "10s"
 protocol = "{protocol}"
 
 [[connectors.{connector}.credentials]]

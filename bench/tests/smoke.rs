@@ -9,7 +9,7 @@ use serde_json::Value;
 fn every_mode_runs_and_reports_figures() {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_vestibule-bench"))
-        .args(["all", "--rounds", "1", "--seconds", "0.1", "--connections", "2"])
+        .args(["all", "--rounds", "1", "--seconds", "0.5", "--connections", "2"])
         .args(["--events", "100", "--list", "1000", "--output", "json", "--folder"])
         .arg(folder.path())
         .output()

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use axum::body::Body;
+use axum::{body::Body, http::StatusCode};
 use futures_util::future::join_all;
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 use serde_json::{Map, Value, json};
@@ -18,7 +18,7 @@ use vestibule_api::{
     ApprovalSettings, Approvals, BreakerSettings, CacheSettings, ConnectorSettings, DatabaseUrl,
     Decider, HttpMethod, HttpSettings, Lookup, LookupMetrics, LookupSettings, LookupSource,
     LookupWithArguments, Messages, OnError, OnStorageFailure, Received, ReferenceData, Reply,
-    RuleOutcome, RuleSettings, Rules, Standing, Text,
+    RuleOutcome, RuleSettings, Rules, Standing, TRY_AGAIN, Text,
 };
 use vestibule_events::{ConnectorName, Kind, Mode, Outcome, Person, Protocol, Step};
 
@@ -30,7 +30,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_millis(300);
 
 /// For a machine that does much else. What hangs here hangs for a minute and more.
-const MARGIN: Duration = Duration::from_secs(2);
+const MARGIN: Duration = Duration::from_secs(20);
 
 /// No limit but the connector's deadline comes first.
 const LONG: Duration = Duration::from_secs(60);
@@ -205,8 +205,9 @@ impl Case {
         }
     }
 
-    /// Calls, and holds the answer to what it should be and when.
-    async fn try_it(&self, lookups: &[LookupWithArguments]) -> anyhow::Result<Duration> {
+    /// Calls, and holds the answer to what it should be and when. Tells how long it took, and whether the
+    /// machine was too busy to ask all rules.
+    async fn try_it(&self, lookups: &[LookupWithArguments]) -> anyhow::Result<(Duration, bool)> {
         let (settings, expected) = (self.settings(lookups), self.settings(lookups));
         let endpoint = Endpoint::over(BadLog(Misbehaviour::Hangs), settings);
         let body = self.body().to_string();
@@ -215,24 +216,32 @@ impl Case {
         let answer = endpoint.call(call).await?;
         let took = sent.elapsed();
 
-        let outcome = self.outcome();
-        let has_event = Kind::of(self.step, &outcome).is_some();
-        let not_stored = Outcome::Block { message: NOT_STORED.into() };
-        let reply = if has_event && !self.lets_through {
-            Reply::without_storage(&not_stored)
-        } else {
-            Reply::new(&outcome, None)
-        };
         let dialect = expected.dialect();
         let received = Received::json(&expected.name, Some(self.step), body.as_bytes());
         let read = dialect.read(&received).map_err(|why| anyhow::anyhow!("{why:?}"))?;
-        let written = dialect.write(&read.shape, &reply);
-        assert_eq!(answer.status, written.status, "{self:?}");
-        assert_eq!(answer.body, serde_json::from_slice::<Value>(&written.body)?, "{self:?}");
+        let written = |outcome: &Outcome| -> anyhow::Result<(StatusCode, Value)> {
+            let has_event = Kind::of(self.step, outcome).is_some();
+            let not_stored = Outcome::Block { message: NOT_STORED.into() };
+            let reply = if has_event && !self.lets_through {
+                Reply::without_storage(&not_stored)
+            } else {
+                Reply::new(outcome, None)
+            };
+            let written = dialect.write(&read.shape, &reply);
+            Ok((written.status, serde_json::from_slice(&written.body)?))
+        };
+        let outcome = self.outcome();
+        let has_event = Kind::of(self.step, &outcome).is_some();
+        let (answered, expected) = ((answer.status, answer.body), written(&outcome)?);
+        let is_too_busy = answered != expected;
+        if is_too_busy {
+            let too_much = written(&Outcome::Block { message: TRY_AGAIN.to_owned() })?;
+            assert_eq!(answered, too_much, "{self:?} should be answered {expected:?}");
+        }
         assert!(took <= DEADLINE + MARGIN, "{self:?} took {took:?}");
         // The log was waited for until the end, or all this would try nothing.
         assert!(took >= DEADLINE || !has_event, "{self:?} took only {took:?}");
-        Ok(took)
+        Ok((took, is_too_busy))
     }
 }
 
@@ -312,12 +321,16 @@ async fn whatever_hangs_every_call_has_its_answer_in_time() -> anyhow::Result<()
         let case = any_case().new_tree(&mut runner).map_err(|why| anyhow::anyhow!("{why}"))?;
         cases.push(case.current());
     }
-    let mut waited = 0;
+    let (mut waited, mut too_busy) = (0, 0);
     for some in cases.chunks(AT_ONCE) {
-        for took in join_all(some.iter().map(|case| case.try_it(&lookups))).await {
-            waited += usize::from(took? >= DEADLINE);
+        for tried in join_all(some.iter().map(|case| case.try_it(&lookups))).await {
+            let (took, is_too_busy) = tried?;
+            waited += usize::from(took >= DEADLINE);
+            too_busy += usize::from(is_too_busy);
         }
     }
+    // Rules that come much too late are not asked any more; other programs may cause it now and then.
+    assert!(too_busy < CALLS / 4, "in {too_busy} of {CALLS} not all rules were asked");
     assert!(waited > CALLS / 3, "only {waited} of {CALLS} had anything to wait for");
     Ok(())
 }

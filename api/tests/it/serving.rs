@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use vestibule_api::{ServerLimits, Stop, serve};
+use vestibule_api::{ConnectorSettings, ServerLimits, Stop, serve};
 
 use crate::support::{Endpoint, partners};
 
@@ -77,7 +77,9 @@ async fn a_sign_up_over_a_real_connection() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_caller_with_too_much_to_say_hears_so() -> anyhow::Result<()> {
-    let endpoint = Endpoint::new(partners()).await?;
+    // What is too much is taken and thrown away for half of the deadline.
+    let patient = ConnectorSettings { deadline: LONG, ..partners() };
+    let endpoint = Endpoint::new(patient).await?;
     let server = Server::start(endpoint.router.clone(), ServerLimits::default()).await?;
     let mut connection = server.connect().await?;
     let body = vec![b' '; 900_000];

@@ -273,14 +273,14 @@ pub(crate) async fn a_waiting_consumer_is_given_what_is_appended<P: Place>() -> 
 pub(crate) async fn what_is_acknowledged_does_not_come_again<P: Place>() -> Result {
     let place = P::empty().await?;
     let log = place.open().await?;
-    let short = ConsumerSpec { ack_wait: Duration::from_millis(500), ..spec("worker") };
+    let short = ConsumerSpec { ack_wait: Duration::from_secs(2), ..spec("worker") };
     let mut consumer = log.consumer(short.clone()).await?;
     append(&log, 1..=3).await?;
     for _ in 1..=3 {
         next(&mut consumer).await?.acknowledge.ack().await?;
     }
     // Far longer than the wait: anything to be delivered again would be by now.
-    ensure!(nothing_within(Duration::from_millis(1500), &mut consumer).await?);
+    ensure!(nothing_within(Duration::from_secs(4), &mut consumer).await?);
     drop(consumer);
 
     let log = place.restart(log).await?;
@@ -335,7 +335,7 @@ pub(crate) async fn what_is_put_off_holds_up_no_other<P: Place>() -> Result {
 pub(crate) async fn what_is_not_acknowledged_comes_again_after_the_wait<P: Place>() -> Result {
     let place = P::empty().await?;
     let log = place.open().await?;
-    let ack_wait = Duration::from_millis(600);
+    let ack_wait = Duration::from_secs(2);
     let mut consumer = log.consumer(ConsumerSpec { ack_wait, ..spec("worker") }).await?;
     append(&log, 1..=1).await?;
 
@@ -355,12 +355,12 @@ pub(crate) async fn what_is_not_acknowledged_comes_again_after_the_wait<P: Place
 pub(crate) async fn who_reports_progress_is_not_overtaken<P: Place>() -> Result {
     let place = P::empty().await?;
     let log = place.open().await?;
-    let ack_wait = Duration::from_secs(2);
+    let ack_wait = Duration::from_secs(5);
     let mut consumer = log.consumer(ConsumerSpec { ack_wait, ..spec("worker") }).await?;
     append(&log, 1..=1).await?;
 
     let delivery = next(&mut consumer).await?;
-    for _ in 0..6 {
+    for _ in 0..5 {
         delivery.acknowledge.progress().await?;
         ensure!(nothing_within(ack_wait / 4, &mut consumer).await?);
     }
@@ -422,7 +422,7 @@ pub(crate) async fn giving_up_waiting_loses_nothing<P: Place>() -> Result {
 pub(crate) async fn a_consumer_goes_on_after_a_restart<P: Place>() -> Result {
     let place = P::empty().await?;
     let log = place.open().await?;
-    let spec = ConsumerSpec { ack_wait: Duration::from_secs(1), ..spec("worker") };
+    let spec = ConsumerSpec { ack_wait: Duration::from_secs(4), ..spec("worker") };
     let mut consumer = log.consumer(spec.clone()).await?;
     append(&log, 1..=6).await?;
     let mut given = vec![];

@@ -40,7 +40,7 @@ async fn wait(store: &Store, event: &SignUpEvent, due: u32) -> Result<Done, Stor
 
 async fn claim(store: &Store, at: OffsetDateTime) -> anyhow::Result<Vec<Uuid>> {
     let claimed = store.claim_unconfirmed(at, LEASE, 100).await?;
-    assert_eq!(claimed.unreadable, [Uuid::nil(); 0]);
+    assert!(claimed.unreadable.is_empty(), "{:?}", claimed.unreadable);
     Ok(claimed.sign_ups.into_iter().map(|it| it.event.id).collect())
 }
 

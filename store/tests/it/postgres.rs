@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
-use vestibule_store::{Done, Store, StoreError, StoreUrl};
+use vestibule_store::{Done, Store, StoreError, StoreOptions, StoreUrl};
 use vestibule_testkit::{Postgres, eventually};
 
 use crate::home::{Home, NOW, event, impatient};
@@ -93,7 +93,7 @@ async fn what_is_wrong_at_the_start_is_said_in_words() -> anyhow::Result<()> {
     let mut server = Postgres::start().await?;
     let told = async |url: String| -> anyhow::Result<String> {
         let url = StoreUrl::Postgres(SecretString::from(url));
-        let error = Store::open(&url, impatient()).await.unwrap_err();
+        let error = Store::open(&url, StoreOptions::default()).await.unwrap_err();
         let told = format!("{:#}", anyhow::Error::from(error));
         anyhow::ensure!(!told.contains("hunter2"), "{told}");
         Ok(told)

@@ -295,7 +295,7 @@ async fn a_hanging_directory_holds_up_an_attempt_within_its_limits() -> anyhow::
     let (server, stage) = (Server::start().await?, Stage::open().await?);
     server.plan(GraphCall::CreateUser, GraphFault::Hang);
     let mut hurried = accounts_settings(&server);
-    hurried.graph.timeout = Duration::from_millis(500);
+    hurried.graph.timeout = Duration::from_secs(3);
     let event = stage.append(federated("ada")).await?;
 
     let running = stage.start(with(hurried, &stage), approved_only(3));

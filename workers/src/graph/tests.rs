@@ -159,6 +159,7 @@ async fn what_hangs_floods_or_leads_elsewhere_ends_within_limits() -> anyhow::Re
         let (cause, _, text) = fate(graph.create_user(&user).await);
         assert_eq!(cause, Cause::Timeout, "{text}");
     }
+    let graph = self::graph(&graph_settings(&server));
     server.plan(GraphCall::Token, GraphFault::FloodAnswer);
     server.revoke_tokens();
     let (cause, _, text) = fate(graph.create_user(&user).await);

@@ -208,7 +208,7 @@ mod tests {
     use super::*;
     use crate::WorkerMetrics;
 
-    const PAUSE: Duration = Duration::from_millis(20);
+    const PAUSE: Duration = Duration::from_millis(500);
 
     fn gate() -> Gate {
         let policy = BreakerPolicy { failures: 1, pause: PAUSE, max_pause: PAUSE };

@@ -19,7 +19,7 @@ const BREAKER: BreakerPolicy = BreakerPolicy {
     max_pause: Duration::from_millis(20),
 };
 
-const PROBE_PAUSE: Duration = Duration::from_millis(300);
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
 /// A worker whose target is down while the flag says so.
 fn reaching(down: &Arc<AtomicBool>) -> Scripted {
