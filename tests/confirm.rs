@@ -73,6 +73,8 @@ async fn welcomes(site: &Site) -> anyhow::Result<Vec<String>> {
     Ok(bodies)
 }
 
+const SEEN: &str = "vestibule_confirm_accounts_seen_total";
+
 #[tokio::test]
 async fn a_token_confirms_and_who_never_comes_back_is_given_up() -> anyhow::Result<()> {
     let site = site("first_look = \"1s\"\nlongest_pause = \"1s\"\nabandon_after = \"8s\"")?;
@@ -94,6 +96,9 @@ async fn a_token_confirms_and_who_never_comes_back_is_given_up() -> anyhow::Resu
     })
     .await?;
 
+    // The second sign-in of somebody may come before the first is written down.
+    let seen = up.metric(SEEN).await?;
+    assert!((3.0..=6.0).contains(&seen), "{seen}");
     sign_in(&up, "ada").await?;
     assert_eq!(people(&site, "confirmed").await?, ["ada", "bob"]);
     assert_eq!(people(&site, "abandoned").await?, ["eve"]);
@@ -102,11 +107,7 @@ async fn a_token_confirms_and_who_never_comes_back_is_given_up() -> anyhow::Resu
     let accepted = site.replay(&["--kind", "accepted"]).await?;
     assert_eq!(confirmed[0]["data"]["confirmation"]["source"], "token");
     assert!(accepted.iter().any(|it| it["id"] == confirmed[0]["data"]["confirmation"]["of"]));
-    assert_eq!(
-        up.metric("vestibule_confirm_accounts_seen_total").await?,
-        3.0,
-        "later ones cost nothing"
-    );
+    assert_eq!(up.metric(SEEN).await?, seen, "later ones cost nothing");
     Ok(())
 }
 

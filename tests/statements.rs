@@ -83,7 +83,8 @@ async fn begin_anew(site: &Site) -> anyhow::Result<()> {
     })
     .await?;
     ensure!(log.remove_consumer(WORKER).await?, "there was no consumer");
-    Ok(())
+    // Only then the file is free for whoever starts next.
+    Ok(log.close().await?)
 }
 
 #[tokio::test]
