@@ -280,8 +280,8 @@ set = {{ city = "'Vienna'" }}
     .await?;
     assert!(!up.process.stderr().contains("next start"), "{}", up.process.stderr());
 
-    let slower = "[connectors.partners]\ndeadline = \"900ms\"\n";
-    site.write("vestibule.toml", &config.replace("[connectors.partners]\n", slower))?;
+    let slower = config.replace("deadline = \"10s\"", "deadline = \"11s\"");
+    site.write("vestibule.toml", &slower)?;
     up.process.wait_for_line(LIMIT, |line| line.contains("at the next start")).await?;
     takes_hold(&up, "graz.example", "city", "Vienna").await?;
     assert!(up.process.is_running());

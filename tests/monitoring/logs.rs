@@ -19,6 +19,7 @@ max = "10ms"
 [[workers.notify.channels]]
 name = "away"
 kind = "webhook"
+on = "accepted"
 subject = "s"
 body = "{{ signup.email }}"
 url = "env:NOBODY"
