@@ -70,10 +70,9 @@ impl Subscriber {
         }
     }
 
-    /// Who we are to NATS: the user that `vestibule subscriber grant` makes, or one with the rights of
-    /// `worker` in `nats.conf`.
+    /// Who we are to NATS: the user that `vestibule subscriber grant` makes, or `worker` of `nats.conf`.
     ///
-    /// Answers come under `_INBOX_` and the user's name, which is all that such a user may listen to;
+    /// Answers come under `_INBOX_` and the user's name, which is all that these users may listen to;
     /// without a user's name, under `_INBOX_worker`.
     pub fn credentials(self, credentials: NatsCredentials) -> Self {
         Self { credentials, ..self }
