@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
@@ -61,11 +61,12 @@ pub(super) enum Sync {
 
 /// Makes the file and its tables where they do not exist, for whoever holds `lock`.
 pub(super) async fn create(path: &Path, lock: &Lock) -> Result<(), LogError> {
-    if let Some(directory) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
-        std::fs::create_dir_all(directory)
-            .with_context(|| format!("could not create the directory {}", directory.display()))
-            .map_err(LogError::Refused)?;
-    }
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("could not create the directory {}", directory.display()))
+        .map_err(LogError::Refused)?;
+    let _turn = turn(directory).await?;
     if lock.had_log && std::fs::metadata(path).map_or(0, |it| it.len()) == 0 {
         return Err(lost(path, &lock.path));
     }
@@ -78,6 +79,32 @@ pub(super) async fn create(path: &Path, lock: &Lock) -> Result<(), LogError> {
     connection.close().await.map_err(failed(path))?;
     lock.note_log();
     Ok(())
+}
+
+/// Lets a connector and a relay that begin at once lay the file out one after the other. Held until it is
+/// dropped; the folder is locked, so that no further file is left in it.
+async fn turn(directory: &Path) -> Result<File, LogError> {
+    let named = |error| {
+        let text = format!("could not lock the directory {}", directory.display());
+        LogError::Refused(anyhow::Error::from(error).context(text))
+    };
+    let file = File::open(directory).map_err(named)?;
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(LogError::Unavailable(anyhow!(
+                    "another process holds the directory {} locked",
+                    directory.display()
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(named(error)),
+        }
+    }
 }
 
 async fn lay_out(path: &Path, connection: &mut SqliteConnection) -> Result<(), LogError> {
@@ -441,6 +468,22 @@ mod tests {
         for code in [Some(IOERR_WRITE), Some(IOERR_FSYNC), None] {
             assert!(is_ambiguous_code(code), "{code:?}");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_two_processes_that_begin_at_once_both_find_a_log() -> anyhow::Result<()> {
+        for _ in 0..100 {
+            let folder = tempfile::tempdir()?;
+            let path = folder.path().join("events.db");
+            let begins = ["writer", "relay"].map(|role| {
+                let path = path.clone();
+                tokio::spawn(async move { create(&path, &lock(&path, role)?).await })
+            });
+            for began in begins {
+                began.await??;
+            }
+        }
+        Ok(())
     }
 
     #[test]
