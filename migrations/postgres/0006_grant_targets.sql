@@ -25,6 +25,7 @@ CREATE TABLE grant_targets (
 );
 CREATE INDEX grant_targets_due
     ON grant_targets (target, due_at) WHERE state = 'pending' AND due_at IS NOT NULL;
+CREATE INDEX grant_targets_pending ON grant_targets (person) WHERE state = 'pending';
 CREATE INDEX grant_targets_to_expire
     ON grant_targets (expires_at) WHERE wanted = 'present' AND expires_at IS NOT NULL;
 

@@ -395,6 +395,8 @@ impl Store {
 
 /// Within the transaction of a grant: wants its role at a target. Where that is so already nothing
 /// changes, unless the event tells of another account: then it is that one's role that is wanted.
+/// What has expired by now is due: a role that is to be taken away is not left to an event, which may
+/// be parked.
 pub(crate) async fn want(
     session: &mut Session,
     event: &SignUpEvent,
@@ -407,12 +409,13 @@ pub(crate) async fn want(
     if let Some(object_id) = &object_id {
         forget_other_account(session, &event.person, role, target, object_id, now).await?;
     }
+    let wanted = wanted_until(expires_at, now);
     execute!(
         session,
         sqlx::query(
             "INSERT INTO grant_targets (person, role, target, wanted, state, version, event_id,
-                 email, object_id, expires_at, since, tries)
-             VALUES ($1, $2, $3, $4, 'pending', 1, $5, $6, $7, $8, $9, 0)
+                 email, object_id, expires_at, since, due_at, tries)
+             VALUES ($1, $2, $3, $4, 'pending', 1, $5, $6, $7, $8, $9, $10, 0)
              ON CONFLICT (person, role, target) DO UPDATE SET
                  event_id = excluded.event_id, expires_at = excluded.expires_at,
                  email = COALESCE(excluded.email, grant_targets.email),
@@ -423,17 +426,21 @@ pub(crate) async fn want(
                      THEN grant_targets.version ELSE grant_targets.version + 1 END,
                  since = CASE WHEN grant_targets.wanted = excluded.wanted
                      THEN grant_targets.since ELSE excluded.since END,
-                 tries = 0, due_at = NULL, error = NULL, wanted = excluded.wanted"
+                 due_at = CASE WHEN grant_targets.wanted = excluded.wanted
+                         AND grant_targets.state = 'applied'
+                     THEN NULL ELSE excluded.due_at END,
+                 tries = 0, error = NULL, wanted = excluded.wanted"
         )
         .bind(event.person.as_str())
         .bind(storable(role))
         .bind(target)
-        .bind(wanted_until(expires_at, now).as_str())
+        .bind(wanted.as_str())
         .bind(event.id)
         .bind(event.sign_up.email.as_ref().map(|it| storable(it.expose())))
         .bind(object_id)
         .bind(expires_at.map(Moment))
         .bind(storable_time(now))
+        .bind((wanted == Wanted::Absent).then_some(Moment(now)))
     )?;
     Ok(())
 }

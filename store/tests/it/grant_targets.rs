@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -12,7 +13,7 @@ use vestibule_store::{
 };
 use vestibule_testkit::eventually;
 
-use crate::home::{Home, NOW, event, given_up_after, time_of};
+use crate::home::{Home, NOW, event, file_in, given_up_after, time_of};
 
 const WORKER: &str = "permissions";
 const LEASE: Duration = Duration::from_secs(30);
@@ -195,12 +196,26 @@ pub(crate) async fn what_expires_is_wanted_no_more(home: &Home) -> anyhow::Resul
     let roles: Vec<_> = due.iter().map(|it| (it.role.as_str(), it.wanted)).collect();
     assert_eq!(roles, [("buyer", Wanted::Absent); 2]);
 
-    // Handled when it was over already: it is seen to that nothing is left of it.
+    // Handled when it was over already: it is seen to that nothing is left of it, whatever becomes
+    // of the event.
     let late = crate::home::event(2, "bob");
-    let grants = [NewGrant { expires_at: Some(NOW), ..role("guest") }];
-    grant(&store, &late, &grants).await?;
-    let pending = store.pending_by_event(&late.person).await?;
-    assert_eq!(pending[0].wanted, Wanted::Absent);
+    let over = [NewGrant { expires_at: Some(NOW), ..role("guest") }];
+    grant(&store, &late, &over).await?;
+    let taken = store.due_grant_targets("entra", NOW, 10).await?.remove(0);
+    assert_eq!((&taken.person, taken.wanted), (&late.person, Wanted::Absent));
+    assert_eq!(store.pending_by_event(&late.person).await?, []);
+    apply(&store, &taken).await?;
+    grant(&store, &crate::home::event(3, "bob"), &over).await?;
+    assert_eq!(store.due_grant_targets("entra", NOW, 10).await?, [], "that is so already");
+
+    // It was revoked, and is still to be taken away: news that it is over do not keep it.
+    let revoked = crate::home::event(4, "eve");
+    grant(&store, &revoked, &[role("guest")]).await?;
+    apply_all(&store, &revoked.person).await?;
+    store.revoke_grants(&revoked.person, None, BY_GRACE, time_of(5)).await?;
+    grant(&store, &crate::home::event(6, "eve"), &over).await?;
+    let taken = store.due_grant_targets("entra", NOW, 10).await?.remove(0);
+    assert_eq!((&taken.person, taken.wanted), (&revoked.person, Wanted::Absent));
     Ok(())
 }
 
@@ -513,4 +528,23 @@ pub(crate) async fn a_grant_interrupted_anywhere_is_wanted_at_all_targets_or_non
         }
     }
     anyhow::bail!("it never ends")
+}
+
+#[tokio::test]
+async fn what_is_pending_is_counted_without_reading_what_is_not() -> anyhow::Result<()> {
+    let home = Home::sqlite()?;
+    let store = home.store().await?;
+    grant(&store, &event(1, "ada"), &[role("buyer")]).await?;
+    assert_eq!(store.grant_targets_pending().await?, 2);
+
+    let Home::Sqlite(directory) = &home else { anyhow::bail!("a file was asked for") };
+    let url = format!("sqlite://{}", file_in(directory).display());
+    let mut operator = sqlx::SqliteConnection::connect(&url).await?;
+    let plan = "EXPLAIN QUERY PLAN SELECT count(*) FROM grant_targets WHERE state = 'pending'";
+    let (_, _, _, step): (i64, i64, i64, String) =
+        sqlx::query_as(plan).fetch_one(&mut operator).await?;
+
+    assert!(step.contains("INDEX grant_targets_pending"), "{step}");
+    operator.close().await?;
+    Ok(())
 }
