@@ -124,11 +124,16 @@ pub(crate) async fn store(config: &Config) -> anyhow::Result<Store> {
     Store::open(&store_url(config)?, options).await.context("could not open the store")
 }
 
+/// Whether there may be something in the store: an embedded one is made when something first runs.
+pub(crate) fn store_is_made(config: &Config) -> bool {
+    !matches!(config.store.target, StoreTarget::Sqlite) || store_file(config).exists()
+}
+
 /// Opens the store to look at what is in it: nothing is made, and its schema must be there.
 pub(crate) async fn existing_store(config: &Config) -> anyhow::Result<Store> {
     // Opening it would make an empty one, and the folder of some other place may be meant.
     let data = config.data.display();
-    if matches!(config.store.target, StoreTarget::Sqlite) && !store_file(config).exists() {
+    if !store_is_made(config) {
         bail!(
             "there is no store in {data}; `vestibule up` makes it, and --data names another folder"
         );

@@ -436,7 +436,54 @@ pub(crate) async fn remove_leftovers(
     // another one altogether.
     let memory = if is_ours(name) { Memory::Kept } else { Memory::Lost };
     let removed = store.remove_worker(name, memory, by, OffsetDateTime::now_utc()).await;
-    removed.context("the consumer is removed, and what the store has set aside is not; try again")
+    removed.with_context(|| match memory {
+        Memory::Kept => {
+            "the consumer is removed, and what the store has set aside is not; try again".to_owned()
+        }
+        Memory::Lost => format!(
+            "the consumer is removed, and what the store knows of {name} is not; `vestibule \
+             subscriber add {name}` forgets it before it makes another one, and a file that is \
+             written by hand does not"
+        ),
+    })
+}
+
+/// Forgets what the store still knows of a subscriber that was removed: over NATS a process notes what
+/// it had in hand after the removal, and the store may have been away. Whoever is added under the name
+/// would be given some of that, and be kept from the rest.
+///
+/// Refused where there is a consumer of that name, for then something waits for somebody. One that takes
+/// its events itself may have made it.
+pub(crate) async fn forget_former(config: &Config, worker: &WorkerConfig) -> anyhow::Result<()> {
+    let name = worker.name();
+    let backlog = match &config.nats {
+        Some(nats) => {
+            let stream = wiring::stream(config, nats, Role::Provisioner).await?;
+            migrate::let_in(nats, &stream).await?;
+            stream.backlog(name).await
+        }
+        // Nothing has run here yet.
+        None if !config.log_file().exists() => return Ok(()),
+        None => replay::open_log(config).await?.backlog(name).await,
+    };
+    let backlog = backlog.with_context(|| format!("could not look for a consumer {name}"))?;
+    if let Some(Backlog { waiting, in_flight }) = backlog {
+        if !worker.runs_here() {
+            return Ok(());
+        }
+        bail!(
+            "the consumer {name} of a former one is still there, with {} not done: `vestibule \
+             subscriber remove {name}` removes it; to go on where it was, write the file by hand",
+            count(waiting + in_flight, "event")
+        );
+    }
+    if !wiring::store_is_made(config) {
+        return Ok(());
+    }
+    let store = wiring::existing_store(config).await?;
+    let now = OffsetDateTime::now_utc();
+    let forgotten = store.remove_worker(name, Memory::Lost, "subscriber add", now).await;
+    forgotten.with_context(|| format!("could not forget the former {name}"))
 }
 
 impl Seen {

@@ -14,7 +14,7 @@ use super::{make_folder, subscriber, write_private};
 use crate::{
     config::{Config, Way, WorkerConfig, check_name},
     dead::say,
-    migrate, wiring,
+    migrate, wiring, workers,
 };
 
 const EXAMPLES: &str = "\
@@ -105,7 +105,10 @@ pub(super) async fn add(config: &Config, args: &AddArgs) -> anyhow::Result<()> {
     let new = folder.join(format!(".{name}.new"));
     drop(std::fs::remove_file(&new));
     write_private(&new, &text)?;
-    let consumer = provisioned(config, &worker).await;
+    let consumer = match workers::forget_former(config, &worker).await {
+        Ok(()) => provisioned(config, &worker).await,
+        Err(error) => Err(error),
+    };
     if consumer.is_err() {
         drop(std::fs::remove_file(&new));
         key.iter().for_each(|it| drop(std::fs::remove_file(it)));
