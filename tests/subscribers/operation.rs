@@ -6,14 +6,17 @@ use std::{
     process::Stdio,
 };
 
+use anyhow::Context;
 use async_nats::{ConnectOptions, jetstream};
-use serde_json::json;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use vestibule_store::{Store, StoreOptions, StoreUrl};
 use vestibule_testkit::{Process, eventually};
 
 use super::{KEEPS, accept, run, wait_for_running, wait_for_seen};
 use crate::{
     scaled_out::Stack,
-    support::{LIMIT, Site, example},
+    support::{LIMIT, Site, example, http},
 };
 
 /// A command that keeps its events in a file.
@@ -21,17 +24,21 @@ fn keeps(file: &str) -> String {
     format!("[exec]\ncommand = [\"sh\", \"-c\", \"cat >> {file}\"]\n")
 }
 
+async fn provisioner(stack: &Stack) -> anyhow::Result<jetstream::Context> {
+    let client =
+        ConnectOptions::with_user_and_password("provisioner".into(), "provisioner-secret".into())
+            .custom_inbox_prefix("_INBOX_provisioner")
+            .connect(stack.nats.url())
+            .await?;
+    Ok(jetstream::new(client))
+}
+
 #[tokio::test]
 async fn a_consumer_that_cannot_be_made_keeps_no_other_worker_from_its_events() -> anyhow::Result<()>
 {
     let stack = Stack::start("").await?;
     let site = &stack.site;
-    let provisioner =
-        ConnectOptions::with_user_and_password("provisioner".into(), "provisioner-secret".into())
-            .custom_inbox_prefix("_INBOX_provisioner")
-            .connect(stack.nats.url())
-            .await?;
-    let context = jetstream::new(provisioner);
+    let context = provisioner(&stack).await?;
     let somebody_elses = jetstream::consumer::pull::Config {
         durable_name: Some("broken".to_owned()),
         max_deliver: 3,
@@ -104,6 +111,73 @@ async fn one_that_is_added_again_is_another_one() -> anyhow::Result<()> {
     site.write("subscribers/audit.toml", &keeps("seen.jsonl"))?;
 
     wait_for_seen(&site, &["ada@example.com"]).await
+}
+
+/// A process over NATS notes what it had in hand also after the removal: as here, in the store.
+#[tokio::test]
+async fn what_is_noted_after_a_removal_is_not_held_against_who_is_added() -> anyhow::Result<()> {
+    let stack = Stack::start("").await?;
+    let site = &stack.site;
+    let (_api, base) = stack.api(&[]).await?;
+    accept(&base, "ada@example.com").await?;
+    let events = eventually(LIMIT, "the event is in the stream", async || {
+        let events = site.replay(&[]).await?;
+        anyhow::Ok((!events.is_empty()).then_some(events))
+    })
+    .await?;
+    let id = events[0]["id"].as_str().context("no id")?.parse()?;
+    let url = StoreUrl::Postgres(stack.postgres.url().into());
+    let store = Store::open(&url, StoreOptions::default()).await?;
+    store.mark_done("audit", id, OffsetDateTime::now_utc()).await?;
+
+    let command = ["--start", "beginning", "--exec", "sh", "-c", KEEPS];
+    let add = [&["subscriber", "add", "audit"], &command[..]].concat();
+    run(site, &add).await?;
+    let _worker = stack.worker(&["subscribers"]).await?;
+    wait_for_seen(site, &["ada@example.com"]).await?;
+
+    // What waits for one whose file only went away is not given up for another one.
+    std::fs::remove_file(site.path().join("subscribers/audit.toml"))?;
+    let refused = site.run(&add).await?;
+    assert!(refused.code == 1 && refused.stderr.contains("subscriber remove audit"), "{refused:?}");
+    assert_eq!(std::fs::read_dir(site.path().join("subscribers"))?.count(), 0);
+    run(site, &["subscriber", "remove", "audit", "--yes", "--by", "grace"]).await?;
+    run(site, &add).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_ends_while_its_change_cannot_be_used_is_told_of() -> anyhow::Result<()> {
+    let stack = Stack::start("").await?;
+    let site = &stack.site;
+    run(site, &["subscriber", "add", "audit", "--exec", "sh", "-c", KEEPS]).await?;
+    let mut worker =
+        Process::spawn(&site.command(&["--log-format", "json", "worker", "subscribers"]))?;
+    let line = worker.wait_for_line(LIMIT, |line| line.contains("the workers run")).await?;
+    let line: Value = serde_json::from_str(&line)?;
+    let metrics = format!("http://{}/metrics", line["admin"].as_str().context("no address")?);
+    let wait_for_running = async |count: u8| {
+        let line = format!("vestibule_subscribers_running {count}");
+        eventually(LIMIT, &line, async || {
+            let metrics = http().get(&metrics).send().await?.text().await?;
+            anyhow::Ok(metrics.lines().any(|it| it == line))
+        })
+        .await
+    };
+    wait_for_running(1).await?;
+    site.write("subscribers/audit.toml", &format!("kinds = []\n{}", keeps("other.jsonl")))?;
+    worker.wait_for_line(LIMIT, |line| line.contains("goes on as it was")).await?;
+
+    let provisioner = provisioner(&stack).await?;
+    provisioner.delete_consumer_from_stream("audit", "SIGNUPS").await?;
+
+    let ended =
+        worker.wait_for_line(LIMIT, |line| line.contains("has ended, and its change")).await?;
+    assert!(ended.contains("cannot get its events"), "{ended}");
+    worker.wait_for_line(LIMIT, |line| line.contains("cannot run yet")).await?;
+    wait_for_running(0).await?;
+    run(site, &["subscriber", "add", "audit"]).await?;
+    wait_for_running(1).await
 }
 
 #[tokio::test]

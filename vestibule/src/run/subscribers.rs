@@ -243,7 +243,8 @@ impl Crew {
         for (name, plan) in plans {
             let post = posts.entry(name.clone()).or_insert_with(|| {
                 let (post, told) = watch::channel(None);
-                tasks.spawn(tend(self.tools.clone(), name.clone(), told, stop.clone()));
+                let count = self.metrics.running.clone();
+                tasks.spawn(tend(self.tools.clone(), name.clone(), told, count, stop.clone()));
                 post
             });
             let before = post.borrow().as_ref().map(|it: &Arc<Plan>| it.described.clone());
@@ -255,9 +256,6 @@ impl Crew {
             self.metrics.count("taken");
             post.send_replace(Some(Arc::new(plan)));
         }
-        let runs = |post: &&Post| post.borrow().as_ref().is_some_and(|it| it.runs_here);
-        let running = posts.values().filter(runs).count();
-        self.metrics.running.set(i64::try_from(running).unwrap_or(i64::MAX));
     }
 
     fn plan(&self, worker: &WorkerConfig) -> Plan {
@@ -288,6 +286,7 @@ async fn tend(
     tools: Tools,
     name: String,
     mut told: watch::Receiver<Option<Arc<Plan>>>,
+    count: Gauge,
     stop: CancellationToken,
 ) {
     // Holds who runs, if anybody does.
@@ -318,7 +317,7 @@ async fn tend(
                 // One consumer is not read by two: the next begins when this one has finished.
                 while running.join_next().await.is_some() {}
                 end = stop.child_token();
-                running.spawn(tools.clone().run(ready, end.clone()));
+                running.spawn(tools.clone().run(ready, count.clone(), end.clone()));
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => break,
@@ -345,8 +344,15 @@ async fn tend(
             said = error;
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             _ = told.changed() => {}
+            ended = running.join_next(), if !running.is_empty() => {
+                let error = format!("{:#}", why_it_ended(ended));
+                warn!(subscriber = name, error, "has ended, and its change cannot be used yet");
+                // What keeps it from running now is to be said, even if it was said of the change.
+                said.clear();
+            }
             () = sleep(RETRY_PAUSE) => {}
         }
     }
@@ -359,6 +365,22 @@ fn why_it_ended(ended: Option<Result<anyhow::Result<()>, JoinError>>) -> anyhow:
         // What a panic says may quote an event.
         Some(Err(_panic)) => anyhow!("it panicked"),
         Some(Ok(Ok(()))) | None => anyhow!("it ended by itself"),
+    }
+}
+
+/// Counts a subscriber for as long as it runs, however that ends.
+struct Counted(Gauge);
+
+impl Counted {
+    fn by(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -382,12 +404,13 @@ impl Tools {
         Ok(Ready { effect, settings: worker.settings.clone() })
     }
 
-    async fn run(self, ready: Ready, stop: CancellationToken) -> anyhow::Result<()> {
+    async fn run(self, ready: Ready, count: Gauge, stop: CancellationToken) -> anyhow::Result<()> {
         let Ready { effect, settings } = ready;
         let Some(effect) = effect else {
             stop.cancelled().await;
             return Ok(());
         };
+        let _counted = Counted::by(count);
         vestibule_workers::run(effect, settings, self.log, self.store, self.metrics, stop).await
     }
 
