@@ -172,8 +172,6 @@ async def run() -> None:
     database = open_database(os.environ.get("DATABASE", "people.db"))
 
     stopping = asyncio.Event()
-    for signal_ in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_, stopping.set)
 
     async def lost() -> None:
         if not stopping.is_set():
@@ -198,6 +196,9 @@ async def run() -> None:
         reconnected_cb=back,
         error_cb=failed,
     )
+    # Until here there is nothing in hand, and a signal ends us at once.
+    for signal_ in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_, stopping.set)
     stream_client = client.jetstream()
     # The consumer exists: an operator made it, and this user may not change it.
     ack_wait = (await stream_client.consumer_info(stream, consumer)).config.ack_wait

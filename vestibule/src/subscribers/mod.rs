@@ -17,7 +17,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets::NOTHING};
 use serde_json::json;
@@ -116,11 +116,13 @@ pub(crate) async fn subscribers(
         SubscriberCommand::Lag { name, output } => lag(config, name.as_deref(), output).await?,
         SubscriberCommand::Pause { which, reason, by } => {
             let name = known(config, &which.name)?;
+            ensure!(
+                find(config, name).map_or(true, WorkerConfig::runs_here),
+                "{name} takes its events from the stream itself, and nothing here keeps it from that; \
+                 stop it where it runs: its events wait"
+            );
             let store = wiring::existing_store(config).await?;
             workers::pause(config, &store, name, &by, &reason).await?;
-            if find(config, name).is_ok_and(|it| !it.runs_here()) {
-                say!("but it takes its events from the stream itself, and is not kept from that")?;
-            }
         }
         SubscriberCommand::Resume { which } => {
             let store = wiring::existing_store(config).await?;

@@ -30,7 +30,7 @@ pub(super) fn judge(
         }
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
             let told =
-                anyhow!("{WHOM} answered {status}: nothing takes events at its `url`; see it");
+                anyhow!("{WHOM} answered {status}: nothing takes events there; look at its `url`");
             Err(HandleError::park(Cause::NotPermitted, told))
         }
         _ if status.is_redirection() => {
