@@ -349,7 +349,12 @@ async fn lock_held(
     person: &Person,
     role: Option<&str>,
 ) -> Result<Vec<(String, Uuid)>, StoreError> {
-    let lock = for_update(session);
+    // By the bytes of the name, as who grants goes: a database may have an order of its own, and then
+    // two would wait for each other in a circle.
+    let in_order = match session.dialect() {
+        Dialect::Sqlite(_) => " ORDER BY role",
+        Dialect::Postgres(_) => " ORDER BY role COLLATE \"C\" FOR UPDATE",
+    };
     fetch_all!(
         session,
         {
@@ -358,7 +363,7 @@ async fn lock_held(
             if let Some(role) = role {
                 query.push(" AND role = ").push_bind(role);
             }
-            query.push(" ORDER BY role").push(lock);
+            query.push(in_order);
             query
         }
         .build_query_as()

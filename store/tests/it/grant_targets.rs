@@ -548,3 +548,34 @@ async fn what_is_pending_is_counted_without_reading_what_is_not() -> anyhow::Res
     operator.close().await?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roles_are_locked_in_one_order_whatever_order_the_database_has() -> anyhow::Result<()> {
+    let home = Home::postgres().await?;
+    let store = home.store().await?;
+    // To this order, and not to that of the bytes, `a` comes before `B`.
+    home.execute(r#"ALTER TABLE grants ALTER COLUMN role TYPE text COLLATE "und-x-icu""#).await?;
+    let Home::Postgres(server) = &home else { anyhow::bail!("a server was asked for") };
+    let event = event(1, "ada");
+    grant(&store, &event, &[role("a"), role("B")]).await?;
+    let mut holder = sqlx::PgConnection::connect(&server.url()).await?;
+    let mut held = holder.begin().await?;
+    sqlx::raw_sql("SELECT FROM grants WHERE role = 'a' FOR UPDATE").execute(&mut *held).await?;
+
+    let (revoking, person) = (store.clone(), event.person.clone());
+    let revoking =
+        tokio::spawn(
+            async move { revoking.revoke_grants(&person, None, BY_GRACE, time_of(5)).await },
+        );
+    let mut other = sqlx::PgConnection::connect(&server.url()).await?;
+    eventually(Duration::from_secs(20), "the first role is in hand", async || {
+        let first = "SELECT role FROM grants WHERE role = 'B' FOR UPDATE SKIP LOCKED";
+        let free = sqlx::query(first).fetch_optional(&mut other).await?;
+        anyhow::Ok(free.is_none())
+    })
+    .await?;
+
+    held.rollback().await?;
+    assert_eq!(revoking.await??, ["B", "a"]);
+    Ok(())
+}
