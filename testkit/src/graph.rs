@@ -41,6 +41,7 @@ pub struct Graph {
 pub enum GraphCall {
     Token,
     FindUser,
+    ReadUser,
     CreateUser,
     Invite,
     UpdateUser,
@@ -324,6 +325,7 @@ fn call_of(method: &Method, path: &str) -> Option<(GraphCall, String)> {
         (method, path) => {
             let parts: Vec<_> = path.split('/').skip(1).collect();
             match (method, &parts[..]) {
+                ("GET", ["users", _]) => GraphCall::ReadUser,
                 ("POST", ["groups", _, "members", "$ref"]) => GraphCall::AddMember,
                 ("DELETE", ["groups", _, "members", _, "$ref"]) => GraphCall::RemoveMember,
                 ("GET", ["groups", _, "members"]) => GraphCall::ReadMembers,
@@ -413,6 +415,10 @@ impl Directory {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         match call {
             GraphCall::FindUser => self.find(query),
+            GraphCall::ReadUser => match path.trim_start_matches("/users/") {
+                id if self.is_seen(id) => Answer::new(200, json!({ "id": id })),
+                id => not_found(id),
+            },
             GraphCall::CreateUser => self.create(&body),
             GraphCall::Invite => self.invite(&body),
             GraphCall::UpdateUser => self.update(path.trim_start_matches("/users/"), &body),

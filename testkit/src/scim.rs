@@ -75,6 +75,15 @@ impl Scim {
         Ok(list["Resources"].as_array().cloned().unwrap_or_default())
     }
 
+    /// Gives a user another name.
+    pub async fn rename_user(&mut self, id: &str, name: &str) -> anyhow::Result<()> {
+        let patch = json!({
+            "schemas": ["urn:ietf:params:scim:api:messages:2.0:PatchOp"],
+            "Operations": [{ "op": "replace", "path": "userName", "value": name }],
+        });
+        self.order("PATCH", &format!("/Users/{id}"), Some(patch)).await.map(drop)
+    }
+
     /// Deletes a user.
     pub async fn remove_user(&mut self, id: &str) -> anyhow::Result<()> {
         self.order("DELETE", &format!("/Users/{id}"), None).await.map(drop)

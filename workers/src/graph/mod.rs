@@ -168,6 +168,16 @@ impl Graph {
         self.call(Call::UpdateUser, self.url(&["users", id]), Some(changes)).await.map(drop)
     }
 
+    /// Whether there is a user of this id, also where no search shows it yet.
+    pub(crate) async fn has_user(&self, id: &str) -> Result<bool, GraphError> {
+        let mut url = self.url(&["users", id]);
+        url.set_query(Some("$select=id"));
+        match self.call(Call::ReadUser, url, None).await {
+            Err(error) if matches!(error.problem, Problem::NotFound) => Ok(false),
+            other => other.map(|_| true),
+        }
+    }
+
     async fn find(&self, filter: &str) -> Result<Vec<Found>, GraphError> {
         let mut url = self.url(&["users"]);
         // Written by hand: the usual `+` for a space is a plus sign to Graph.
@@ -243,6 +253,7 @@ impl Graph {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     FindUser,
+    ReadUser,
     CreateUser,
     Invite,
     UpdateUser,
@@ -257,7 +268,9 @@ pub(crate) enum Call {
 impl Call {
     const fn method(self) -> Method {
         match self {
-            Self::FindUser | Self::ReadMembers | Self::ReadAssignments => Method::GET,
+            Self::FindUser | Self::ReadUser | Self::ReadMembers | Self::ReadAssignments => {
+                Method::GET
+            }
             Self::CreateUser | Self::Invite | Self::AddMember | Self::AssignRole => Method::POST,
             Self::UpdateUser => Method::PATCH,
             Self::RemoveMember | Self::RemoveAssignment => Method::DELETE,
@@ -273,6 +286,7 @@ impl Call {
     const fn as_words(self) -> &'static str {
         match self {
             Self::FindUser => "look for the person in the directory",
+            Self::ReadUser => "see whether the account is still in the directory",
             Self::CreateUser => "create the account",
             Self::Invite => "invite the person",
             Self::UpdateUser => "write the attributes of the account",
@@ -288,7 +302,7 @@ impl Call {
     /// The least application permission.
     const fn permission(self) -> &'static str {
         match self {
-            Self::FindUser => "User.Read.All",
+            Self::FindUser | Self::ReadUser => "User.Read.All",
             Self::CreateUser | Self::UpdateUser => "User.ReadWrite.All",
             Self::Invite => "User.Invite.All",
             Self::AddMember | Self::RemoveMember => "GroupMember.ReadWrite.All",

@@ -12,7 +12,7 @@ use std::{
 use anyhow::anyhow;
 use futures_util::future::try_join_all;
 use time::OffsetDateTime;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use vestibule_events::{Identity, Person, SignUpEvent};
 use vestibule_store::{
     Grant, GrantFilter, GrantTarget, GrantTargetFilter, Store, StoreError, Wanted,
@@ -35,6 +35,10 @@ const DUE: u32 = 50;
 
 /// Then what has expired is looked at again.
 const PAGES_OF_DUE: usize = 10;
+
+/// No sweep begins anything more at a target after so long: what has expired, and all other targets,
+/// wait for the slowest of them.
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// So long rests what the configuration does not say how to do.
 const UNNAMED: Duration = Duration::from_secs(60 * 60);
@@ -59,6 +63,7 @@ pub struct PermissionTargets {
     limit: Duration,
     /// How long nobody else gets a row that somebody has in hand.
     lease: Duration,
+    sweep: Duration,
 }
 
 impl PermissionTargets {
@@ -68,7 +73,7 @@ impl PermissionTargets {
         store: Store,
         limit: Duration,
     ) -> Result<Self, Vec<TargetError>> {
-        Ok(Self { places: places(settings)?, store, limit, lease: limit + GRACE })
+        Ok(Self { places: places(settings)?, store, limit, lease: limit + GRACE, sweep: SWEEP })
     }
 
     /// What `new` would complain about. Secrets may be stand-ins.
@@ -111,9 +116,11 @@ impl PermissionTargets {
         Ok(tried.into_iter().sum())
     }
 
-    /// Until nothing is due at this target, or it does not serve: the rest would fare no better.
+    /// Until nothing is due at this target, its time is over, or it does not serve: the rest would
+    /// fare no better.
     async fn sweep_at(&self, place: &Place) -> Result<usize, StoreError> {
-        let (mut tried, mut unnamed) = (0, BTreeSet::new());
+        let end = Instant::now() + self.sweep;
+        let (mut tried, mut unnamed, mut not_permitted) = (0, BTreeSet::new(), None);
         'pages: for _ in 0..PAGES_OF_DUE {
             let due = self.store.due_grant_targets(&place.name, now(), DUE).await?;
             let is_last = due.len() < DUE as usize;
@@ -128,6 +135,11 @@ impl PermissionTargets {
                     // Somebody else does it.
                     Ok(()) | Err(HandleError::Retry { cause: Cause::NotYet, .. }) => {}
                     Err(HandleError::StoreUnavailable(_)) => break 'pages,
+                    // Told once: where we are not let in, that is so for all of them. It may also be
+                    // one role that is not there, so the others of the page are tried.
+                    Err(error @ HandleError::Retry { cause: Cause::NotPermitted, .. }) => {
+                        not_permitted.get_or_insert(error);
+                    }
                     Err(error) => {
                         tracing::warn!(
                             person = %row.person,
@@ -141,10 +153,21 @@ impl PermissionTargets {
                         }
                     }
                 }
+                if Instant::now() >= end {
+                    break 'pages;
+                }
             }
-            if is_last {
+            if is_last || not_permitted.is_some() {
                 break;
             }
+        }
+        if let Some(error) = not_permitted {
+            tracing::warn!(
+                target = place.name,
+                error = text(&error),
+                "a target does not permit what it should be made to hold; that is tried again, see \
+                 `vestibule permissions list` for what waits"
+            );
         }
         if !unnamed.is_empty() {
             tracing::warn!(
@@ -422,6 +445,11 @@ impl PermissionTargets {
     /// Whoever dies in a test is forgotten at once.
     pub(super) fn without_lease(self) -> Self {
         Self { lease: Duration::ZERO, ..self }
+    }
+
+    /// How long a sweep goes on at one target.
+    pub(super) fn sweeping_for(self, sweep: Duration) -> Self {
+        Self { sweep, ..self }
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection, Row as _};
 use uuid::Uuid;
 use vestibule_events::{Email, PseudonymKey, SignUpEvent};
-use vestibule_store::{NewGrant, Wanted};
+use vestibule_store::{GrantTargetFilter, NewGrant, Wanted};
 use vestibule_testkit::{Graph, GraphCall, GraphFault, Postgres, Scim};
 
 use super::*;
@@ -43,7 +43,9 @@ fn group(server: &Graph) -> TargetSettings {
 
 fn worker(stage: &Stage, rules: Vec<GrantRule>, targets: Vec<TargetSettings>) -> Permissions {
     let store = stage.store.clone();
-    let targets = PermissionTargets::new(targets, store.clone(), LIMIT).unwrap().without_lease();
+    let targets = PermissionTargets::new(targets, store.clone(), LIMIT).unwrap();
+    // However slow the machine is, a sweep ends for a reason of its own.
+    let targets = targets.without_lease().sweeping_for(Duration::from_secs(3600));
     Permissions::new(PermissionsSettings { rules }, targets, store).unwrap()
 }
 
@@ -329,6 +331,53 @@ async fn an_account_made_anew_is_given_what_the_one_before_had() -> anyhow::Resu
 }
 
 #[tokio::test]
+async fn an_account_that_is_still_there_is_not_given_up_for_another() -> anyhow::Result<()> {
+    let (stage, server) = (Stage::open().await?, Graph::start().await?);
+    let kind = TargetKind::GraphAppRole {
+        graph: graph_settings(&server),
+        resource: APPLICATION.to_owned(),
+    };
+    let targets = vec![group(&server), target("shop", kind, APP_ROLE)];
+    let worker = guest_worker(&stage, targets);
+    let event = by_address("ada");
+    let mut known = event.clone();
+    let first = server.add_user(&json!({ "mail": "before@example.com" }));
+    known.sign_up.object_id = Some(first.clone());
+    handle(&worker, &known).await?;
+    server.set_member(GROUP, &first, false);
+    let comparison = worker.targets.compare(None).await?;
+
+    // Whom a search shows by now is somebody else; what is not there is not the account.
+    account(&server, &event);
+    server.plan(GraphCall::AddMember, GraphFault::Status(404));
+    let (_, cause, ..) = fate(worker.targets.repair(&comparison.differences[0]).await);
+    assert_eq!(cause, Cause::NotYet);
+    assert_eq!(server.members(GROUP), Vec::<String>::new());
+    // Nor is it when nobody can tell.
+    let comparison = worker.targets.compare(None).await?;
+    server.plan(GraphCall::AddMember, GraphFault::Status(404));
+    server.plan(GraphCall::ReadUser, GraphFault::Status(503));
+    let (_, cause, ..) = fate(worker.targets.repair(&comparison.differences[0]).await);
+    assert_eq!(cause, Cause::Unavailable);
+
+    server.set_member(GROUP, &first, true);
+    revoke(&stage, &event).await?;
+    server.plan(GraphCall::RemoveAssignment, GraphFault::Status(400));
+    worker.targets.sweep().await?;
+    assert_eq!(server.members(GROUP), Vec::<String>::new());
+    // What is to be taken is still known after a failure.
+    let rows = stage.store.grant_targets(&all()).await?;
+    let seen: Vec<_> = rows.iter().map(|it| it.seen.account.as_deref()).collect();
+    assert_eq!(seen, [Some(&*first); 2]);
+    assert!(rows[1].is_pending && rows[1].seen.membership.is_some());
+    Ok(())
+}
+
+fn all() -> GrantTargetFilter {
+    GrantTargetFilter { limit: 1000, ..GrantTargetFilter::default() }
+}
+
+#[tokio::test]
 async fn an_account_that_is_not_to_be_seen_yet_is_not_taken_for_an_older_one() -> anyhow::Result<()>
 {
     let (stage, server) = (Stage::open().await?, Graph::start().await?);
@@ -419,6 +468,49 @@ async fn a_target_that_hangs_is_asked_once_and_holds_up_no_other() -> anyhow::Re
     assert_eq!(worker.targets.sweep().await?, 1);
     assert!(hanging.requests_of(GraphCall::RemoveMember).len() <= 2);
     assert_eq!(hanging.members(GROUP).len(), people.len());
+    Ok(())
+}
+
+/// So many people are to lose a role at the directory.
+async fn revoked(stage: &Stage, server: &Graph, people: u32) -> anyhow::Result<()> {
+    let now = OffsetDateTime::now_utc();
+    for number in 0..people {
+        let mut event = by_address(&format!("person{number}"));
+        event.sign_up.object_id = Some(account(server, &event));
+        let guest = [NewGrant { role: "guest".into(), reason: "r".into(), expires_at: None }];
+        let at_entra = |_: &str| vec!["entra".to_owned()];
+        stage.store.grant_at(Permissions::NAME, &event, &guest, at_entra, now).await?;
+        revoke(stage, &event).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_target_whose_time_is_over_goes_on_in_the_next_sweep() -> anyhow::Result<()> {
+    let (stage, server) = (Stage::open().await?, Graph::start().await?);
+    let targets = PermissionTargets::new(vec![group(&server)], stage.store.clone(), LIMIT);
+    let targets = targets.unwrap().sweeping_for(Duration::ZERO);
+    revoked(&stage, &server, 3).await?;
+
+    for _ in 0..3 {
+        assert_eq!(targets.sweep().await?, 1);
+    }
+    assert_eq!(targets.sweep().await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_target_that_lets_nobody_in_is_not_asked_for_everything_that_is_due() -> anyhow::Result<()>
+{
+    let (stage, server) = (Stage::open().await?, Graph::start().await?);
+    let worker = guest_worker(&stage, vec![group(&server)]);
+    revoked(&stage, &server, 60).await?;
+    for _ in 0..60 {
+        server.plan(GraphCall::RemoveMember, GraphFault::Status(403));
+    }
+
+    assert_eq!(worker.targets.sweep().await?, 50, "the first page and no more");
+    assert_eq!(server.requests_of(GraphCall::RemoveMember).len(), 50);
     Ok(())
 }
 
@@ -516,6 +608,46 @@ async fn a_user_made_anew_at_a_scim_service_is_given_what_the_one_before_had() -
         assert_ne!(user["id"], *former);
         assert_eq!(differences(&worker).await?, []);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_user_who_is_still_at_a_scim_service_is_not_forgotten_nor_made_twice()
+-> anyhow::Result<()> {
+    let (stage, mut server) = (Stage::open().await?, Scim::start().await?);
+    let group = server.add_group("guests").await?;
+    let worker = guest_worker(&stage, vec![scim(&server, &group)]);
+    let event = by_address("ada");
+    handle(&worker, &event).await?;
+    let [user] = &server.users().await?[..] else { panic!("there is one user") };
+    let id = user["id"].as_str().unwrap().to_owned();
+    server.rename_user(&id, "married").await?;
+
+    // It is the group that is not there, or takes nobody; or nobody can tell.
+    for (patched, read, expected) in [
+        (404, None, Cause::NotPermitted),
+        (400, None, Cause::Refused),
+        (400, Some(503), Cause::Unavailable),
+    ] {
+        server.empty_group(&group).await?;
+        let comparison = worker.targets.compare(None).await?;
+        server.refuse_next("PATCH", patched, None).await?;
+        if let Some(status) = read {
+            server.refuse_next("GET", status, None).await?;
+        }
+        let (_, cause, _, text) = fate(worker.targets.repair(&comparison.differences[0]).await);
+        assert_eq!(cause, expected, "{text}");
+        let row = stage.store.grant_targets(&all()).await?.remove(0);
+        assert_eq!(row.seen.account.as_ref(), Some(&id));
+    }
+    assert_eq!(server.users().await?.len(), 1);
+
+    let comparison = worker.targets.compare(None).await?;
+    worker.targets.repair(&comparison.differences[0]).await?;
+    assert_eq!(server.members(&group).await?, ["married"]);
+    revoke(&stage, &event).await?;
+    worker.targets.sweep().await?;
+    assert_eq!(server.members(&group).await?, Vec::<String>::new());
     Ok(())
 }
 

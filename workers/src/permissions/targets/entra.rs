@@ -96,8 +96,8 @@ impl Target for AppRoles {
         let Some(account) = account(&self.graph, whom).await? else { return Ok(()) };
         // The one that we made, and whichever the directory shows: a list lags behind what was
         // written, and an assignment may have been made anew by somebody else.
-        if let Some(assignment) = whom.seen.membership.take() {
-            self.graph.remove_assignment(&self.application, &assignment).await?;
+        if let Some(assignment) = &whom.seen.membership {
+            self.graph.remove_assignment(&self.application, assignment).await?;
         }
         let mut shown = self.graph.assignments_of(&self.application, &account).await?;
         if let Some(assignment) = shown.remove(role) {
@@ -154,9 +154,14 @@ async fn instead_of(
     if !matches!(error.problem, Problem::NotFound) {
         return Err(error.into());
     }
-    let Some(gone) = whom.seen.account.clone() else { return Err(not_to_be_seen(error)) };
-    let found = search(graph, whom).await?.filter(|it| *it != gone);
+    let Some(former) = whom.seen.account.clone() else { return Err(not_to_be_seen(error)) };
+    // The group may be what is not there: only the account itself tells that it is gone.
+    if graph.has_user(&former).await? {
+        return Err(not_to_be_seen(error));
+    }
+    let found = search(graph, whom).await?.filter(|it| *it != former);
     let Some(found) = found else { return Err(not_to_be_seen(error)) };
+    // Noted before it is given anything: the answer to that may be lost, and the role is to be found.
     whom.seen = Seen { account: Some(found.clone()), membership: None };
     Ok(found)
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use vestibule_events::Email;
+use vestibule_store::Seen;
 
 use super::{Actual, ScimSettings, Target, Whom};
 use crate::{Cause, HandleError, SettingError, http};
@@ -82,6 +83,14 @@ impl Scim {
             }
         }
         Ok(None)
+    }
+
+    /// Whether the service still knows an account.
+    async fn has(&self, account: &str) -> Result<bool, ScimError> {
+        match self.call(Call::Check, self.url(&["Users", account]), None).await {
+            Err(error) if matches!(error.problem, Problem::NotFound) => Ok(false),
+            other => other.map(|_| true),
+        }
     }
 
     async fn create(&self, whom: &mut Whom, email: &Email) -> Result<String, HandleError> {
@@ -169,12 +178,16 @@ impl Target for Scim {
             Err(error) if was_known && may_be_gone(&error) => error,
             other => return Ok(other?),
         };
-        // Somebody may have deleted the user whom we knew, and made them anew.
-        whom.seen.account = None;
-        let other = self.account_to_give(whom).await?;
-        if other == account {
+        // It may be the group that is not there or takes nobody: only the account itself tells that it
+        // is gone. As long as it is not, it may be a member, and nobody else is given its role.
+        if self.has(&account).await? {
             return Err(failed.into());
         }
+        // Somebody deleted the user whom we knew, and may have made them anew. Who comes in that one's
+        // place is noted before being given anything: the answer to that may be lost.
+        let mut anew = Whom { seen: Seen::default(), ..whom.clone() };
+        let other = self.account_to_give(&mut anew).await?;
+        whom.seen = anew.seen;
         Ok(self.add(group, &other).await?)
     }
 
@@ -205,6 +218,7 @@ impl Target for Scim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {
     Find,
+    Check,
     Create,
     Add,
     Remove,
@@ -214,7 +228,7 @@ enum Call {
 impl Call {
     const fn method(self) -> Method {
         match self {
-            Self::Find | Self::Read => Method::GET,
+            Self::Find | Self::Check | Self::Read => Method::GET,
             Self::Create => Method::POST,
             Self::Add | Self::Remove => Method::PATCH,
         }
@@ -224,6 +238,7 @@ impl Call {
     const fn as_words(self) -> &'static str {
         match self {
             Self::Find => "look for the person at the SCIM service",
+            Self::Check => "see whether the SCIM service still has the person's account",
             Self::Create => "make the person known to the SCIM service",
             Self::Add => "add the person to the group of the SCIM service",
             Self::Remove => "take the person out of the group of the SCIM service",
