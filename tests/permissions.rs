@@ -44,6 +44,29 @@ roles = {{ guest = "{GROUP}" }}
     )
 }
 
+/// A group of a SCIM service, and the table `access` of a database.
+pub(crate) fn scim_and_sql(scim: &Scim, group: &str) -> String {
+    format!(
+        r#"
+[[workers.permissions.targets]]
+name = "crm"
+kind = "scim"
+url = "{}"
+token = "env:SCIM_TOKEN"
+roles = {{ guest = "{group}" }}
+
+[[workers.permissions.targets]]
+name = "erp"
+kind = "sql"
+url = "env:ERP"
+grant = "INSERT INTO access (email, role) VALUES (:email, :role) ON CONFLICT DO NOTHING"
+revoke = "DELETE FROM access WHERE email = :email AND role = :role"
+holds = "SELECT 1 FROM access WHERE email = :email AND role = :role"
+"#,
+        scim.url()
+    )
+}
+
 async fn site(more: &str) -> anyhow::Result<(Site, Graph)> {
     let graph = Graph::start().await?;
     graph.add_group(GROUP);
@@ -134,26 +157,7 @@ async fn what_is_granted_is_at_every_target_once_however_often_events_come() -> 
     let mut database = sqlx::SqliteConnection::connect(&format!("{erp}?mode=rwc")).await?;
     let table = "CREATE TABLE access (email text, role text, PRIMARY KEY (email, role))";
     sqlx::raw_sql(table).execute(&mut database).await?;
-    let others = format!(
-        r#"
-[[workers.permissions.targets]]
-name = "crm"
-kind = "scim"
-url = "{}"
-token = "env:SCIM_TOKEN"
-roles = {{ guest = "{guests}" }}
-
-[[workers.permissions.targets]]
-name = "erp"
-kind = "sql"
-url = "env:ERP"
-grant = "INSERT INTO access (email, role) VALUES (:email, :role) ON CONFLICT DO NOTHING"
-revoke = "DELETE FROM access WHERE email = :email AND role = :role"
-holds = "SELECT 1 FROM access WHERE email = :email AND role = :role"
-"#,
-        scim.url()
-    );
-    let (mut site, graph) = site(&[&others, SOON].concat()).await?;
+    let (mut site, graph) = site(&[&scim_and_sql(&scim, &guests), SOON].concat()).await?;
     site.set("SCIM_TOKEN", Scim::TOKEN);
     site.set("ERP", &erp);
     let ids = accounts(&graph, 0..ALL);

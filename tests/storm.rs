@@ -11,7 +11,7 @@ use vestibule_testkit::{Graph, GraphCall, PushCall, PushServices, Scim, Smtp, ev
 
 use crate::{
     notify::{Receiver, channel, push_channels, register_for, set_push_secrets},
-    permissions::{GROUP, group, sorted},
+    permissions::{GROUP, group, scim_and_sql, sorted},
     scaled_out::Stack,
     support::{LIMIT, sign_up},
     webhook::Customers,
@@ -57,29 +57,6 @@ fn channels(mail: &Smtp) -> String {
         ),
     ]
     .concat()
-}
-
-fn targets(graph: &Graph, scim: &Scim, guests: &str) -> String {
-    format!(
-        r#"{}
-[[workers.permissions.targets]]
-name = "crm"
-kind = "scim"
-url = "{}"
-token = "env:SCIM_TOKEN"
-roles = {{ guest = "{guests}" }}
-
-[[workers.permissions.targets]]
-name = "erp"
-kind = "sql"
-url = "env:CRM_URL"
-grant = "INSERT INTO access (email, role) VALUES (:email, :role)"
-revoke = "DELETE FROM access WHERE email = :email AND role = :role"
-holds = "SELECT 1 FROM access WHERE email = :email AND role = :role"
-"#,
-        group(graph),
-        scim.url()
-    )
 }
 
 /// Puts each event into the stream again, the nth so that it stands there n times.
@@ -138,8 +115,13 @@ async fn whatever_comes_up_to_twenty_times_has_each_effect_once() -> anyhow::Res
     let mut scim = Scim::start().await?;
     let guests = scim.add_group("guests").await?;
     let customers = Customers::start().await?;
-    let config =
-        [&push_channels(&services), &channels(&mail), &targets(&graph, &scim, &guests), STATEMENTS];
+    let config = [
+        &push_channels(&services),
+        &channels(&mail),
+        &group(&graph),
+        &scim_and_sql(&scim, &guests),
+        STATEMENTS,
+    ];
     let mut stack = Stack::start_bare(&config.concat()).await?;
     let site = &mut stack.site;
     set_push_secrets(site, &services);
@@ -149,6 +131,7 @@ async fn whatever_comes_up_to_twenty_times_has_each_effect_once() -> anyhow::Res
     site.set("GRAPH_SECRET", Graph::CLIENT_SECRET);
     site.set("SCIM_TOKEN", Scim::TOKEN);
     site.set("CRM_URL", &stack.postgres.url());
+    site.set("ERP", &stack.postgres.url());
     customers.subscribe(site, "")?;
     site.write(
         "subscribers/journal.toml",
@@ -156,6 +139,7 @@ async fn whatever_comes_up_to_twenty_times_has_each_effect_once() -> anyhow::Res
          directory = \".\"\n",
     )?;
     let mut database = PgConnection::connect(&stack.postgres.url()).await?;
+    // Without keys: whoever came twice would stand there twice.
     let tables = "CREATE TABLE partners (email text); CREATE TABLE access (email text, role text)";
     sqlx::raw_sql(tables).execute(&mut database).await?;
     stack.migrate().await?;

@@ -14,7 +14,7 @@ use vestibule_api::ApprovalDesk;
 use vestibule_events::{ConnectorName, Person, Verdict};
 use vestibule_store::{ApprovalFilter, ApprovalRequest, Decided, RequestState, Store};
 
-use crate::{cli::Output, config::Config, dead::say, wiring};
+use crate::{cli::Output, config::Config, print::say, wiring};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ApprovalsCommand {

@@ -30,7 +30,7 @@ use vestibule_events::{LocalLog, LogContents, LogCopy};
 use crate::{
     cli::Output,
     config::{Config, StoreTarget},
-    dead::say,
+    print::say,
     simulate::progress,
     wiring,
 };

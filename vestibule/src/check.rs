@@ -20,7 +20,7 @@ use self::{places::Places, reference::Findings};
 use crate::{
     cli::Output,
     config::{Complaints, Config, SecretSource, StoreTarget, TlsConfig, WorkerConfig},
-    dead::say,
+    print::say,
     wiring,
 };
 

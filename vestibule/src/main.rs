@@ -13,6 +13,7 @@ mod deciding;
 mod doctor;
 mod migrate;
 mod permissions;
+mod print;
 mod readiness;
 mod ready;
 mod replay;
@@ -33,7 +34,7 @@ use clap::{CommandFactory, Parser};
 use crate::{
     cli::{Cli, Command, Common},
     config::Config,
-    dead::say,
+    print::say,
     telemetry::begin_logging,
 };
 

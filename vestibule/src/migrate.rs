@@ -10,7 +10,7 @@ use vestibule_workers::consumer_spec;
 use crate::{
     cli::Output,
     config::{Config, NatsConfig},
-    dead::say,
+    print::say,
     wiring,
 };
 

@@ -20,7 +20,8 @@ use crate::{
     approvals::{approver, at},
     cli::Output,
     config::{Config, EffectConfig},
-    dead::{reason, say},
+    dead::reason,
+    print::say,
     replay::parse_pseudonym,
     wiring,
 };

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 
-use crate::{config::Config, dead::say};
+use crate::{config::Config, print::say};
 
 pub(crate) async fn ready(
     admin: Option<SocketAddr>,

@@ -31,7 +31,7 @@ use vestibule_workers::Preview;
 use crate::{
     cli::Output,
     config::{Config, ConnectorConfig},
-    dead::say,
+    print::say,
     trial::{self, Ask, ListEntries, STANDINGS, StandIns, Trial},
 };
 

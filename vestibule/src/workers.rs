@@ -21,8 +21,10 @@ use crate::{
     approvals::{approver, at},
     cli::Output,
     config::{BUILT_IN, Config, WorkerConfig, did_you_mean, is_ours},
-    dead::{answer, reason, say},
-    migrate, replay, wiring,
+    dead::{answer, reason},
+    migrate,
+    print::say,
+    replay, wiring,
 };
 
 /// What can be done about a worker. These words win over the name of a worker.

@@ -9,11 +9,10 @@ use time::OffsetDateTime;
 use vestibule_store::Store;
 
 use super::{
-    say,
     selection::Selection,
     sweep::{Plan, Sweep, Unasked, letters},
 };
-use crate::{approvals::approver, cli::Output};
+use crate::{approvals::approver, cli::Output, print::say};
 
 const EXAMPLES: &str = "\
 Examples:

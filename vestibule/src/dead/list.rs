@@ -9,11 +9,8 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use vestibule_store::{Letter, LetterFilter, LetterGroup, LetterState, Store};
 
-use super::{
-    say,
-    selection::{Narrowing, retry_command},
-};
-use crate::{approvals::at, cli::Output};
+use super::selection::{Narrowing, retry_command};
+use crate::{approvals::at, cli::Output, print::say};
 
 const EXAMPLES: &str = "\
 Examples:

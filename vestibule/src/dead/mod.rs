@@ -12,11 +12,7 @@ mod selection;
 mod show;
 mod sweep;
 
-use std::{
-    fmt,
-    io::{self, ErrorKind, Write},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::Subcommand;
 
@@ -53,18 +49,3 @@ pub(crate) async fn dead(command: DeadCommand, config: &Config) -> anyhow::Resul
     }
     Ok(ExitCode::SUCCESS)
 }
-
-/// Writes a line to standard output. Its reader may have had enough (`| head`); what there is to be
-/// done is done all the same.
-pub(crate) fn write_line(text: fmt::Arguments<'_>) -> io::Result<()> {
-    match writeln!(io::stdout(), "{text}") {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written,
-    }
-}
-
-/// Like `println!`, for [`write_line`].
-macro_rules! say {
-    ($($text:tt)*) => { $crate::dead::write_line(format_args!($($text)*)) };
-}
-pub(crate) use say;

@@ -11,7 +11,6 @@ use vestibule_store::{PausedWorker, Store};
 use vestibule_workers::Rate;
 
 use super::{
-    say,
     selection::Selection,
     sweep::{Plan, Sweep, Unasked, letters},
 };
@@ -19,6 +18,7 @@ use crate::{
     approvals::approver,
     cli::Output,
     config::{Config, WorkerConfig},
+    print::say,
 };
 
 const EXAMPLES: &str = "\

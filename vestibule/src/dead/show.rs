@@ -9,11 +9,8 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use vestibule_store::{FailedAttempt, Letter, LetterChange, LetterState, LetterWhole, Store};
 
-use super::{
-    list::{UNREADABLE, letter_as_json},
-    say,
-};
-use crate::{approvals::at, cli::Output};
+use super::list::{UNREADABLE, letter_as_json};
+use crate::{approvals::at, cli::Output, print::say};
 
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {

@@ -9,10 +9,9 @@ use vestibule_store::{LetterFilter, LetterGroup, LetterState, Store};
 
 use super::{
     list::{UNREADABLE, groups, groups_as_table},
-    say,
     selection::{Selection, answer},
 };
-use crate::{cli::Output, simulate};
+use crate::{cli::Output, print::say, simulate};
 
 /// What a command is about to touch.
 pub(super) struct Plan {

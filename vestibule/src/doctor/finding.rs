@@ -5,7 +5,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 
-use crate::{cli::Output, dead::say};
+use crate::{cli::Output, print::say};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

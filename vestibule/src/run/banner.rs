@@ -6,7 +6,7 @@ use vestibule_events::Protocol;
 
 use crate::{
     config::{Config, ConnectorConfig, CredentialConfig, SecretSource, WorkerConfig},
-    dead::say,
+    print::say,
 };
 
 /// Made from the configuration, and printed once the addresses are known.

@@ -38,7 +38,7 @@ use self::{
 use crate::{
     cli::Output,
     config::{Config, ConnectorConfig, CredentialConfig, SecretSource, did_you_mean},
-    dead::say,
+    print::say,
 };
 
 const EXAMPLES: &str = "\

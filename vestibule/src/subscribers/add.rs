@@ -13,8 +13,9 @@ use vestibule_workers::consumer_spec;
 use super::{make_folder, subscriber, write_private};
 use crate::{
     config::{Config, Way, WorkerConfig, check_name},
-    dead::say,
-    migrate, wiring, workers,
+    migrate,
+    print::say,
+    wiring, workers,
 };
 
 const EXAMPLES: &str = "\

@@ -17,7 +17,7 @@ use data_encoding::BASE64URL_NOPAD;
 use super::{find, nats_conf, snippets::Snippets, subscriber, write_private};
 use crate::{
     config::{Config, Way},
-    dead::say,
+    print::say,
 };
 
 #[derive(Debug, Args)]

@@ -28,7 +28,8 @@ use crate::{
     approvals::approver,
     cli::Output,
     config::{Config, EffectConfig, SubscriberConfig, WorkerConfig, did_you_mean},
-    dead::{reason, say},
+    dead::reason,
+    print::say,
     wiring, workers,
 };
 

@@ -5,7 +5,8 @@ use anyhow::{Context, Error, bail};
 use super::{known, nats_conf};
 use crate::{
     config::{Config, check_name},
-    dead::{answer, say},
+    dead::answer,
+    print::say,
     wiring,
     workers::{self, InUse},
 };

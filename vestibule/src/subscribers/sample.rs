@@ -13,7 +13,7 @@ use super::{find, subscriber};
 use crate::{
     cli::Output,
     config::{Config, WaySettings, WorkerConfig},
-    dead::say,
+    print::say,
     replay::parse_pseudonym,
     wiring::listed,
 };

@@ -29,7 +29,7 @@ use super::TestArgs;
 use crate::{
     cli::Output,
     config::Config,
-    dead::say,
+    print::say,
     replay::{self, Moment},
     trial::{self, Ask, ListEntries, STANDINGS, StandIns, Trial},
 };

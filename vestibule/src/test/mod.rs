@@ -27,7 +27,7 @@ use self::{
 use crate::{
     cli::Output,
     config::Config,
-    dead::say,
+    print::say,
     replay::{Moment, parse_moment},
     trial::Trial,
 };
